@@ -1,0 +1,189 @@
+"""ModelSummaryCallback: the first real training step of a Lightning Trainer, in ``lightning.pytorch`` and ``pytorch_lightning``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from summarycb.errors import missing
+from summarycb.observe import Observation
+from summarycb.render.terminal import show
+from summarycb.trackers import Publisher, Report, Tracker, check_names, resolve, warn, wrap
+from summarycb.tree import ModelSummary
+from summarycb.view import check_columns, check_depth
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelSummary as LightningModelSummary
+else:
+    LightningModelSummary = object
+
+# Lightning ships the same code under two names whose classes are strangers to each other.
+_PACKAGES = {"lightning.pytorch": "lightning", "pytorch_lightning": "pytorch_lightning"}
+
+
+class ModelSummaryCallback(LightningModelSummary):
+    """Summarize the first real training step, and send it to the Trainer's loggers::
+
+        Trainer(callbacks=[ModelSummaryCallback(depth=3)])
+
+    It takes the place of Lightning's own table. ``depth`` is how many levels below the LightningModule are printed
+    (None: all). ``trackers="auto"`` uses the Trainer's loggers that a tracker is installed for; a list takes native
+    runs, writers and loggers, names or references. ``columns`` are those of :data:`summarycb.columns.COLUMNS`.
+    ``timeout`` bounds in seconds how long the end of ``fit`` waits for the trackers. ``summary`` holds the result.
+
+    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    """
+
+    summary: ModelSummary | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> ModelSummaryCallback:
+        """An object that is also a ``ModelSummary`` of each Lightning that is in use, so that none prints its own."""
+        if LightningModelSummary is object and not any(_is_lightning(base) for base in cls.__mro__):
+            namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
+            cls = type(cls.__name__, (cls, *_bases()), namespace)  # noqa: PLW0642
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        depth: int | None = 3,
+        trackers: Sequence[object] | Literal["auto"] = "auto",
+        *,
+        columns: Sequence[str] | None = None,
+        verbose: bool = True,
+        timeout: float = 10.0,
+    ) -> None:
+        super().__init__(max_depth=-1 if depth is None else check_depth(depth) or 0)
+        self._arguments = {
+            "depth": check_depth(depth),
+            "trackers": trackers,
+            "columns": columns,
+            "verbose": verbose,
+            "timeout": timeout,
+        }
+        self._depth, self._verbose, self._timeout = depth, verbose, timeout
+        self._columns = check_columns(columns)
+        if trackers != "auto":
+            check_names(trackers)
+        self._trackers = trackers
+        self._done = True
+        self._observation: Observation | None = None
+        self._publisher: Publisher | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        original = next(base for base in type(self).__mro__ if base.__module__ != "abc" and not _is_made(base))
+        return _rebuild, (original, self._arguments)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit begins: its first training batch is to be observed."""
+        self._done = bool(getattr(trainer, "_is_barebones", False) or trainer.barebones)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch is on its device, and the forward is next."""
+        if self._done or self._observation is not None:
+            return
+        try:
+            self._observation = Observation(pl_module, trainer.optimizers, **_context(trainer))
+            self._observation.start()
+        except Exception as error:
+            self._give_up(error)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step has been made."""
+        if self._observation is not None and not self._observation.backward_seen:
+            self._discard()  # training_step returned None: the next batch may be a real step
+            return
+        self._finish(trainer, None)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """No batch end came if the module's ``on_train_batch_start`` returned -1."""
+        self._discard()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The step raised, or was interrupted: what was seen of it is shown."""
+        self._finish(trainer, exception)
+        self._flush()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is still on its way to the trackers is waited for, up to ``timeout``."""
+        self._discard()
+        self._flush()
+
+    def _finish(self, trainer: Trainer, error: BaseException | None) -> None:
+        observation, self._observation = self._observation, None
+        if observation is None:
+            return
+        self._done = True
+        try:
+            self.summary = observation.stop(error)
+            if not trainer.is_global_zero:
+                return
+            if self._verbose:
+                show(self.summary, depth=self._depth, columns=self._columns)
+            self._publisher = Publisher(self._open_trackers(trainer), self._timeout)
+            self._publisher.publish(Report(self.summary, self._depth), step=trainer.global_step)
+        except Exception as fault:
+            self._give_up(fault)
+
+    def _open_trackers(self, trainer: Trainer) -> list[Tracker]:
+        if self._trackers == "auto":
+            wrapped = [wrap(logger) for logger in trainer.loggers]
+            return [tracker for tracker in wrapped if tracker is not None]
+        return resolve(self._trackers)
+
+    def _discard(self) -> None:
+        observation, self._observation = self._observation, None
+        if observation is not None:
+            observation.discard()
+
+    def _flush(self) -> None:
+        if self._publisher is not None:
+            self._publisher.flush()
+
+    def _give_up(self, error: Exception) -> None:
+        self._done = True
+        self._observation = None
+        warn(f"the model summary could not be made: {type(error).__name__}: {error}")
+
+
+def _rebuild(kind: type[ModelSummaryCallback], arguments: dict[str, Any]) -> ModelSummaryCallback:
+    return kind(**arguments)
+
+
+def _context(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "framework": "lightning",
+        "strategy": type(trainer.strategy).__name__,
+        "world_size": trainer.world_size,
+    }
+
+
+def _bases() -> list[type]:
+    """Lightning's own summary callback from each package in use; from an installed one when none is yet."""
+    in_use = [name for name in _PACKAGES if name in sys.modules]
+    for name in in_use or _PACKAGES:
+        try:
+            importlib.import_module(f"{name}.callbacks")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != _PACKAGES[name]:
+                raise
+        else:
+            if not in_use:
+                in_use = [name]
+                break
+    if not in_use:
+        raise missing("lightning", "lightning")
+    return [sys.modules[f"{name}.callbacks"].ModelSummary for name in in_use]
+
+
+def _is_lightning(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _PACKAGES.values()
+
+
+def _is_made(kind: type) -> bool:
+    """A class that ``__new__`` put together."""
+    return any(_is_lightning(base) for base in kind.__bases__)

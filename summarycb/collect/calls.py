@@ -1,0 +1,201 @@
+"""Where code runs: the stack of module calls, their inputs and outputs, and whose backward an autograd node is.
+
+A module call owns the autograd nodes whose sequence numbers were given out while it was the innermost call. The numbers
+grow, so the changes of the innermost call are a sorted list, and a node's owner is found in it by bisection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from summarycb.collect.modules import Structure, dtype_name
+from summarycb.tree import Nested, Opaque, Signature, Spec, TensorSpec
+
+OUTSIDE = -1
+FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
+NO_TASK = -1
+_ACCUMULATE_GRAD = 2**63
+"""Nodes that only accumulate into a leaf carry the largest sequence number, above every one given to a call."""
+_MAX_SIGNATURES = 16
+_MAX_NESTING = 8
+_MAX_ITEMS = 64
+
+graph_task = torch._C._current_graph_task_id
+_next_sequence_number = torch.autograd._get_sequence_nr
+
+
+@dataclass(slots=True)
+class _Frame:
+    slot: int
+    module: int
+    task: int
+    inputs: Spec
+    counted: bool
+    error: BaseException | None
+
+
+class Calls:
+    """The live stack of module calls and what they were called with."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._slot_of = structure.slot_of
+        self._thread = threading.get_ident()
+        self._stack: list[_Frame] = []
+        self.counts = [0] * len(structure.nodes)
+        self.signatures: list[dict[tuple[Spec, Spec], int]] = [{} for _ in structure.nodes]
+        self.in_optimizer = False
+        self.failed: int | None = None
+        self.other_threads = False
+        self._starts: list[int] = []
+        self._owners: list[int] = []
+        self._mark(OUTSIDE)
+
+    @property
+    def depth(self) -> int:
+        """How many module calls are open."""
+        return len(self._stack)
+
+    def enter(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        """A module's forward begins."""
+        task = graph_task()
+        if task == NO_TASK and threading.get_ident() != self._thread:
+            self.other_threads = True
+            return
+        slot = self._slot_of[id(module)]
+        top = self._stack[-1] if self._stack else None
+        # a wrapper and what it wraps are one row, hence one call
+        counted = task == NO_TASK and not (top is not None and top.slot == slot and top.module != id(module))
+        self._stack.append(_Frame(slot, id(module), task, describe_call(args, kwargs), counted, sys.exc_info()[1]))
+        self._mark(slot)
+
+    def exit(self, module: torch.nn.Module, output: object) -> None:
+        """A module's forward has returned, or raised."""
+        if threading.get_ident() != self._thread and graph_task() == NO_TASK:
+            return
+        # a call that an interrupt tore down never reached its exit: it goes with the one around it
+        while self._stack:
+            frame = self._stack.pop()
+            if frame.module == id(module):
+                break
+        else:
+            return
+        self._mark(self._stack[-1].slot if self._stack else OUTSIDE)
+        error = sys.exc_info()[1]
+        if error is not None and error is not frame.error and self.failed is None and frame.task == NO_TASK:
+            self.failed = frame.slot
+        if frame.counted:
+            self.counts[frame.slot] += 1
+            known = self.signatures[frame.slot]
+            key = (frame.inputs, describe(output))
+            if key in known or len(known) < _MAX_SIGNATURES:
+                known[key] = known.get(key, 0) + 1
+
+    def where(self) -> tuple[int, str]:
+        """The slot and the phase of the operation that is running now."""
+        task = graph_task()
+        top = self._stack[-1] if self._stack else None
+        if task == NO_TASK:
+            if top is not None:
+                return top.slot, FORWARD
+            return OUTSIDE, OPTIMIZER if self.in_optimizer else FORWARD
+        if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
+            return top.slot, RECOMPUTE
+        return self._owner_of(torch._C._current_autograd_node()), BACKWARD
+
+    def signatures_of(self, slot: int) -> tuple[Signature, ...]:
+        """The calls of a row, grouped by inputs and outputs."""
+        return tuple(Signature(calls, inputs, outputs) for (inputs, outputs), calls in self.signatures[slot].items())
+
+    def _mark(self, slot: int) -> None:
+        start = _next_sequence_number()
+        if self._starts and self._starts[-1] == start:
+            self._owners[-1] = slot
+        elif not self._owners or self._owners[-1] != slot:
+            self._starts.append(start)
+            self._owners.append(slot)
+
+    def _owner_of(self, node: torch.autograd.graph.Node | None) -> int:
+        if node is None:
+            return OUTSIDE
+        number = node._sequence_nr()
+        if number >= _ACCUMULATE_GRAD:
+            return OUTSIDE
+        index = bisect_right(self._starts, number) - 1
+        return self._owners[index] if index >= 0 else OUTSIDE
+
+
+def describe_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Spec:
+    """A tuple when all arguments are positional, else a mapping by position and keyword."""
+    if not kwargs:
+        return describe(args)
+    named = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+    return _nested("arguments", named.items(), 0)
+
+
+def describe(value: object, nesting: int = 0) -> Spec:
+    """The shapes in ``value``, in its own nesting; anything unknown is its type name. Never raises."""
+    if isinstance(value, torch.Tensor):
+        return tensor_spec(value)
+    if value is None:
+        return None
+    kind = type(value)
+    if nesting >= _MAX_NESTING:
+        return Opaque(kind.__name__)
+    try:
+        if isinstance(value, (list, tuple)):
+            names = getattr(value, "_fields", None)
+            if names is not None:
+                return _nested(kind.__name__, zip(names, value, strict=True), nesting)
+            items = [describe(item, nesting + 1) for item in value[:_MAX_ITEMS]]
+            if len(value) > _MAX_ITEMS:
+                items.append(Opaque(f"{len(value) - _MAX_ITEMS} more"))
+            return tuple(items)
+        if isinstance(value, Mapping):
+            return _nested(kind.__name__, value.items(), nesting)
+        if dataclasses.is_dataclass(value):
+            return _nested(kind.__name__, [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)], nesting)
+    except Exception:  # a container of the user's whose own methods fail
+        return Opaque(kind.__name__)
+    return Opaque(kind.__name__)
+
+
+def tensor_spec(tensor: torch.Tensor) -> TensorSpec:
+    """Shape, dtype and device."""
+    try:
+        shape = tuple(tensor.shape)
+    except RuntimeError:  # a jagged nested tensor of the strided kind has no one shape
+        shape = ()
+    return TensorSpec(tuple(map(int, shape)), dtype_name(tensor.dtype), str(tensor.device))
+
+
+def iter_tensors(value: object, nesting: int = 0) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists, tuples, mappings and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif nesting < _MAX_NESTING:
+        items: object = ()
+        if isinstance(value, Mapping):
+            items = value.values()
+        elif isinstance(value, (list, tuple)):
+            items = value
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            items = [getattr(value, f.name) for f in dataclasses.fields(value)]
+        for item in items:  # type: ignore[attr-defined]
+            yield from iter_tensors(item, nesting + 1)
+
+
+def _nested(kind: str, items: object, nesting: int) -> Nested:
+    found: list[tuple[str, Spec]] = []
+    for name, value in items:  # type: ignore[attr-defined]
+        if len(found) == _MAX_ITEMS:
+            found.append(("…", Opaque("more")))
+            break
+        found.append((str(name), describe(value, nesting + 1)))
+    return Nested(kind, tuple(found))

@@ -1,0 +1,188 @@
+"""The structure: which modules there are, under which path, and which tensors they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from summarycb.tree import BufferSpec, ParameterSpec
+
+# A wrapper's type name -> the attribute that holds the user's module. The wrapper and what it wraps are one row, at the
+# wrapper's path, so that a path is what it would be without it.
+WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "OffloadWrapper": "_checkpoint_wrapped_module",
+}
+_MAX_CONFIG = 200
+
+
+@dataclass
+class Node:
+    """A row of the summary in the making. ``modules`` are the wrappers, outermost first, and the user's module, last."""
+
+    path: str
+    name: str
+    parent: int | None
+    modules: list[nn.Module]
+    alias_of: int | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's module."""
+        return self.modules[-1]
+
+
+@dataclass
+class Structure:
+    """Nodes in definition order, and the row of every module object."""
+
+    nodes: list[Node] = field(default_factory=list)
+    slot_of: dict[int, int] = field(default_factory=dict)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module object once, wrappers too."""
+        for node in self.nodes:
+            if node.alias_of is None:
+                yield from node.modules
+
+
+def walk(model: nn.Module) -> Structure:
+    """The structure of ``model``; a module registered twice is a leaf in the second place, so cycles end."""
+    structure = Structure()
+    stack: list[tuple[nn.Module, str, str, int | None]] = [(model, "", "", None)]
+    while stack:
+        module, path, name, parent = stack.pop()
+        slot = len(structure.nodes)
+        owner = structure.slot_of.get(id(module))
+        structure.nodes.append(Node(path, name, parent, [module], owner))
+        if owner is not None:
+            continue
+        chain = structure.nodes[slot].modules
+        structure.slot_of[id(module)] = slot
+        while (inner := _wrapped(chain[-1])) is not None and id(inner) not in structure.slot_of:
+            chain.append(inner)
+            structure.slot_of[id(inner)] = slot
+        stack.extend(
+            (child, f"{path}.{child_name}" if path else child_name, child_name, slot)
+            for child_name, child in reversed(chain[-1]._modules.items())
+            if child is not None
+        )
+    return structure
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    for kind in type(module).__mro__:
+        if kind.__name__ in WRAPPERS:
+            return module._modules.get(WRAPPERS[kind.__name__])
+    return None
+
+
+@dataclass
+class Held:
+    """What one node holds, read from the live objects."""
+
+    type_name: str
+    config: str
+    training: bool
+    parameters: tuple[ParameterSpec, ...]
+    buffers: tuple[BufferSpec, ...]
+
+
+class TensorBytes:
+    """Bytes of gradients and optimizer state by ``id`` of the parameter; the parameters are alive while it is used."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[int, int] = {}
+        self.optimizer_state: dict[int, int] | None = None
+
+
+def describe(structure: Structure, tensor_bytes: TensorBytes | None) -> list[Held]:
+    """What each node holds; shared tensors belong to the first node in definition order."""
+    owners: dict[int, str] = {}
+    return [_held(node, owners, tensor_bytes) for node in structure.nodes]
+
+
+def _held(node: Node, owners: dict[int, str], tensor_bytes: TensorBytes | None) -> Held:
+    parameters: list[ParameterSpec] = []
+    buffers: list[BufferSpec] = []
+    # an alias shows no tensors: they are its owner's
+    for module in node.modules if node.alias_of is None else ():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                shared = _shared(parameter, node, name, owners)
+                parameters.append(_parameter(name, parameter, shared, tensor_bytes))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                shared = _shared(buffer, node, name, owners)
+                persistent = name not in module._non_persistent_buffers_set
+                buffers.append(BufferSpec(name, *_where(buffer), persistent, _bytes(buffer), _local_shape(buffer), shared))
+    return Held(type_name(node.module), config(node.module), node.module.training, tuple(parameters), tuple(buffers))
+
+
+def _shared(tensor: torch.Tensor, node: Node, name: str, owners: dict[int, str]) -> str | None:
+    full_name = f"{node.path}.{name}" if node.path else name
+    owner = owners.setdefault(id(tensor), full_name)
+    return None if owner == full_name else owner
+
+
+def _parameter(
+    name: str, parameter: torch.Tensor, shared: str | None, tensor_bytes: TensorBytes | None
+) -> ParameterSpec:
+    gradient = state = None
+    if tensor_bytes is not None:
+        gradient = tensor_bytes.gradients.get(id(parameter), 0)
+        if tensor_bytes.optimizer_state is not None:
+            state = tensor_bytes.optimizer_state.get(id(parameter), 0)
+    return ParameterSpec(
+        name,
+        *_where(parameter),
+        parameter.requires_grad,
+        _bytes(parameter),
+        _local_shape(parameter),
+        shared,
+        gradient,
+        state,
+    )
+
+
+def _where(tensor: torch.Tensor) -> tuple[tuple[int, ...] | None, str, str]:
+    shape = None if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
+    return shape, dtype_name(tensor.dtype), str(tensor.device)
+
+
+def _bytes(tensor: torch.Tensor) -> int | None:
+    return None if nn.parameter.is_lazy(tensor) else tensor.numel() * tensor.element_size()
+
+
+def _local_shape(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    local = getattr(tensor, "_local_tensor", None)  # a DTensor's part on this rank
+    return tuple(local.shape) if isinstance(local, torch.Tensor) else None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def type_name(module: nn.Module) -> str:
+    """The class name; the user's own where FSDP2 or a parametrization has made a class for this one module."""
+    kind = type(module)
+    if "FSDPModule" in {base.__name__ for base in kind.__mro__[1:]} or nn.utils.parametrize.is_parametrized(module):
+        return next(base.__name__ for base in kind.__mro__[1:] if base.__name__ != "FSDPModule")
+    return kind.__name__
+
+
+def config(module: nn.Module) -> str:
+    """The module's ``extra_repr`` on one line; whatever it raises, the summary goes on without it."""
+    try:
+        text = " ".join(module.extra_repr().split())
+    except Exception:  # user code
+        return ""
+    return text if len(text) <= _MAX_CONFIG else text[: _MAX_CONFIG - 1] + "…"

@@ -1,0 +1,1 @@
+"""View -> text, Markdown, DataFrame: pure functions, none of which needs torch."""

@@ -1,0 +1,222 @@
+"""ModelSummary <-> JSON, and ``load``. Must not import torch.
+
+The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``. Modules
+are one flat list in definition order, each with the index of its parent, so that the nesting of the file does not grow
+with the model's. Reading never executes anything: JSON only, bounded in size, every field checked for its type.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from summarycb import tree
+from summarycb.errors import SummaryError
+from summarycb.tree import ModelSummary, ModuleSummary, Nested, Opaque, Spec, TensorSpec
+
+SCHEMA_VERSION = 1
+MAX_BYTES = 256 * 2**20
+"""The largest file that is read. 10,000 modules take about 10 MiB."""
+
+
+def dumps(summary: ModelSummary) -> str:
+    """The summary as JSON text."""
+    document = {"schema_version": SCHEMA_VERSION, **_encode_fields(summary, skip="root")}
+    document["modules"] = _flatten(summary.root)
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def loads(text: str, source: str = "the text") -> ModelSummary:
+    """The summary that :func:`dumps` wrote. Raises :class:`SummaryError`, naming ``source``, for anything else."""
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise SummaryError(f"{source}: the JSON is nested too deeply to be a model summary") from None
+    except ValueError as error:  # JSONDecodeError is one; so is an integer with too many digits
+        reason = "it is empty" if not text.strip() else str(error)
+        raise SummaryError(f"{source}: not a model summary in JSON: {reason}") from None
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise SummaryError(f"{source}: not a model summary: it has no schema_version")
+    version = document.pop("schema_version")
+    if version != SCHEMA_VERSION:
+        raise SummaryError(
+            f"{source}: schema_version {version!r} cannot be read; this version of summarycb reads {SCHEMA_VERSION}. "
+            "A newer file needs a newer summarycb"
+        )
+    try:
+        document["root"] = _unflatten(document.pop("modules", None))
+        return typing.cast(ModelSummary, _decoder(ModelSummary)(document, "summary"))
+    except RecursionError:
+        raise SummaryError(f"{source}: the modules or shapes are nested too deeply") from None
+    except SummaryError as error:
+        raise SummaryError(f"{source}: {error}") from None
+
+
+def read(path: str | Path) -> ModelSummary:
+    """The summary in a ``.json`` file. Raises :class:`SummaryError` with the file's name and the reason."""
+    source = Path(path)
+    try:
+        size = source.stat().st_size
+        if size > MAX_BYTES:
+            raise SummaryError(f"{source}: {size:,} bytes is over the bound of {MAX_BYTES:,} for a model summary")
+        text = source.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise SummaryError(f"{source}: not a text file; a model summary is JSON in UTF-8, never a pickle") from None
+    except OSError as error:
+        raise SummaryError(f"{source}: {error.strerror}") from None
+    return loads(text, str(source))
+
+
+def load(reference: str | Path) -> ModelSummary:
+    """The summary at a reference: a ``.json`` file, or ``tracker:where``, as in ``mlflow:<run_id>``.
+
+    Raises :class:`SummaryError` when there is none or it cannot be read.
+    """
+    from summarycb.trackers import open_reference
+
+    tracker = open_reference(reference) if isinstance(reference, str) else None
+    return read(reference) if tracker is None else tracker.read()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _flatten(root: ModuleSummary) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    stack: list[tuple[ModuleSummary, int | None]] = [(root, None)]
+    while stack:
+        module, parent = stack.pop()
+        stack.extend((child, len(rows)) for child in reversed(module.children))
+        rows.append({"parent": parent, **_encode_fields(module, skip="children")})
+    return rows
+
+
+def _unflatten(rows: object) -> ModuleSummary:
+    if not isinstance(rows, list) or not rows:
+        raise SummaryError("modules must be a list with at least one module")
+    decode = _decoder(ModuleSummary)
+    children: list[list[ModuleSummary]] = [[] for _ in rows]
+    for index in range(len(rows) - 1, -1, -1):  # children come after their parent, so they are made first
+        where = f"modules[{index}]"
+        row = rows[index]
+        if not isinstance(row, dict):
+            raise SummaryError(f"{where} must be an object, not {_kind(row)}")
+        row = dict(row)
+        parent = row.pop("parent", None)
+        row["children"] = tuple(reversed(children[index]))
+        module = decode(row, where)
+        if index == 0:
+            break
+        if not isinstance(parent, int) or isinstance(parent, bool) or not 0 <= parent < index:
+            raise SummaryError(f"{where}.parent must be the index of an earlier module, not {parent!r}")
+        children[parent].append(module)
+    return typing.cast(ModuleSummary, module)
+
+
+def _encode_fields(value: Any, skip: str = "") -> dict[str, Any]:
+    return {f.name: _encode(getattr(value, f.name)) for f in fields(value) if f.init and f.name != skip}
+
+
+def _encode(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, Nested):
+        return {"type": value.type_name, "items": [[name, _encode(item)] for name, item in value.items_]}
+    if isinstance(value, Opaque):
+        return {"type": value.type_name}
+    return _encode_fields(value)
+
+
+def _decode_spec(value: Any, where: str) -> Spec:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return tuple(_decode_spec(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if not isinstance(value, dict):
+        raise SummaryError(f"{where} must be a tensor, a container or null, not {_kind(value)}")
+    if "type" not in value:
+        return typing.cast(TensorSpec, _decoder(TensorSpec)(value, where))
+    type_name = _decoder(str)(value["type"], f"{where}.type")
+    if value.keys() == {"type"}:
+        return Opaque(type_name)
+    items = value.get("items")
+    if value.keys() != {"type", "items"} or not isinstance(items, list):
+        raise SummaryError(f"{where} must have type and a list of items, not {sorted(value)}")
+    pairs = []
+    for i, item in enumerate(items):
+        if not isinstance(item, list) or len(item) != 2:
+            raise SummaryError(f"{where}.items[{i}] must be a pair of name and value")
+        pairs.append((_decoder(str)(item[0], f"{where}.items[{i}][0]"), _decode_spec(item[1], f"{where}.items[{i}]")))
+    return Nested(type_name, tuple(pairs))
+
+
+_Decoder = Callable[[Any, str], Any]
+
+
+@cache
+def _decoder(hint: Any) -> _Decoder:
+    """A function (value, where) -> the value as ``hint`` says, or SummaryError."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _dataclass_decoder(hint)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return _tuple_decoder(_decoder(arguments[0]))
+    if isinstance(hint, types.UnionType):
+        (inner,) = [a for a in arguments if a is not type(None)]
+        decode = _decoder(inner)
+        return lambda value, where: None if value is None else decode(value, where)
+    return _scalar_decoder(hint)
+
+
+def _scalar_decoder(kind: type) -> _Decoder:
+    def decode(value: Any, where: str) -> Any:
+        if type(value) is not kind:  # a bool is an int to isinstance
+            raise SummaryError(f"{where} must be {kind.__name__}, not {_kind(value)}")
+        return value
+
+    return decode
+
+
+def _tuple_decoder(item: _Decoder) -> _Decoder:
+    def decode(value: Any, where: str) -> Any:
+        if not isinstance(value, list):
+            raise SummaryError(f"{where} must be a list, not {_kind(value)}")
+        return tuple([item(entry, f"{where}[{i}]") for i, entry in enumerate(value)])
+
+    return decode
+
+
+def _dataclass_decoder(kind: type) -> _Decoder:
+    names = {f.name: f for f in fields(kind) if f.init}
+    hints = typing.get_type_hints(kind, vars(tree))
+    # the tree above a module or a summary is put together here, not read from nested JSON
+    made = {"children", "root"}
+    decoders = {
+        name: _decode_spec if f.type == "Spec" else _decoder(hints[name]) for name, f in names.items() if name not in made
+    }
+
+    def decode(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise SummaryError(f"{where} must be an object, not {_kind(value)}")
+        if value.keys() != names.keys():
+            lacking, unknown = sorted(names.keys() - value.keys()), sorted(value.keys() - names.keys())
+            raise SummaryError(f"{where} lacks the fields {lacking} and has the unknown fields {unknown}")
+        arguments = {
+            name: item if name in made else decoders[name](item, f"{where}.{name}") for name, item in value.items()
+        }
+        return kind(**arguments)
+
+    return decode
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__

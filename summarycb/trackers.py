@@ -1,0 +1,287 @@
+"""Where summaries are written to and read from: the Tracker contract, discovery by entry point, publishing.
+
+Must not import torch, and imports an adapter only when it is used: names are listed from the installed packages' metadata.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, Self, TypeAlias, cast
+
+from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.tree import AMOUNTS, ModelSummary, flops
+
+GROUP = "summarycb.trackers"
+PREFIX = "model_summary"
+"""Every metric, tag and file that is written to a tracker begins with this."""
+LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+"""The packages whose loggers an adapter takes, for :func:`is_kind`."""
+
+Cell: TypeAlias = str | int | bool | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A summary with its renderings, each made once and when first asked for; an adapter hands them over as they are."""
+
+    summary: ModelSummary
+    depth: int | None = 3
+
+    @cached_property
+    def metrics(self) -> dict[str, int]:
+        """Totals by flat name (``model_summary/forward_macs``); elements, bytes, MACs and FLOPs. Unknown ones are left out."""
+        summary, memory = self.summary, self.summary.memory
+        figures = {
+            "total_params": summary.total_params,
+            "trainable_params": summary.trainable_params,
+            "total_buffers": summary.total_buffers,
+            "forward_macs": summary.forward_macs,
+            "forward_flops": summary.forward_flops,
+            "backward_flops": summary.backward_flops,
+            "step_flops": summary.step_flops,
+            "hardware_flops": summary.hardware_flops,
+            "memory_parameters_bytes": memory.parameters,
+            "memory_buffers_bytes": memory.buffers,
+            "memory_gradients_bytes": memory.gradients,
+            "memory_optimizer_state_bytes": memory.optimizer_state,
+            "memory_saved_activations_bytes": memory.saved_activations,
+            "memory_weight_copies_bytes": memory.weight_copies,
+            "memory_batch_bytes": memory.batch,
+            "memory_peak_bytes": memory.peak,
+        }
+        return {f"{PREFIX}/{name}": value for name, value in figures.items() if value is not None}
+
+    @cached_property
+    def table(self) -> list[dict[str, Cell]]:
+        """One record a module, in definition order; exact numbers, None where unknown."""
+        return records(self.summary)
+
+    @cached_property
+    def text(self) -> str:
+        """The hierarchy as the terminal shows it, without colours."""
+        return self.summary.to_text(depth=self.depth)
+
+    @cached_property
+    def json(self) -> str:
+        """The whole summary; what a tracker stores of it must come back byte for byte."""
+        return self.summary.to_json()
+
+
+class Tracker(Protocol):
+    """What an adapter implements; it is found through the entry-point group ``summarycb.trackers``.
+
+    The entry point's name is the scheme of the adapter's references: ``mlflow:<run_id>``.
+    """
+
+    @classmethod
+    def wrap(cls, target: object) -> Self | None:
+        """The adapter for a native run, writer or logger; None when ``target`` is not of its kind."""
+
+    @classmethod
+    def open(cls, reference: str) -> Self:
+        """The adapter for ``scheme:where``; a bare ``scheme`` is the run that is active in this process.
+
+        Raises :class:`SummaryError` when there is none.
+        """
+
+    def write(self, report: Report, *, step: int) -> None:
+        """Store the report. Called once, from a thread of its own; whatever it raises is reported and goes no further."""
+
+    def read(self) -> ModelSummary:
+        """The newest stored summary, equal to what was written. Raises :class:`SummaryError` when there is none."""
+
+
+def records(summary: ModelSummary) -> list[dict[str, Cell]]:
+    """One record a module, in definition order: what trackers' tables and DataFrames hold."""
+    rows: list[dict[str, Cell]] = []
+    for module in summary.root.walk():
+        shapes = {"input": module.inputs, "output": module.outputs}
+        rows.append(
+            {
+                "path": module.path,
+                "type": module.type_name,
+                "depth": _depth(module.path),
+                "calls": module.calls,
+                "training": module.training,
+                **{name: None if spec is None else _text(spec) for name, spec in shapes.items()},
+                **{f"total_{name}": getattr(module.total, name) for name in AMOUNTS},
+                **{f"own_{name}": getattr(module.own, name) for name in AMOUNTS},
+                "forward_flops": flops(module.total.forward_macs),
+                "backward_flops": flops(module.total.backward_macs),
+                "config": module.config,
+                "shared_with": module.shared_with,
+            }
+        )
+    return rows
+
+
+def names() -> list[str]:
+    """The installed trackers' names; nothing is imported for it."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def check_names(targets: object) -> None:
+    """Raise :class:`SummaryError` for a string that names no installed tracker, before anything is opened."""
+    for target in _as_sequence(targets):
+        if isinstance(target, str) and _scheme(target) is None and not _could_be_id(target):
+            raise SummaryError(
+                f"unknown tracker {target!r}; allowed are the names {', '.join(names())}, a reference such as "
+                "'mlflow:<run_id>', or a native run, writer or logger"
+            )
+
+
+def resolve(targets: object) -> list[Tracker]:
+    """Adapters for native objects, names and references. Raises :class:`SummaryError` for what no adapter takes."""
+    check_names(targets)
+    return [_resolve_one(target) for target in _as_sequence(targets)]
+
+
+def is_kind(target: object, name: str, *packages: str) -> bool:
+    """Whether ``target``'s class, or a base of it, is called ``name`` in one of ``packages``; nothing is imported for it."""
+    return any(base.__name__ == name and base.__module__.partition(".")[0] in packages for base in type(target).__mro__)
+
+
+def wrap(target: object) -> Tracker | None:
+    """The adapter whose kind ``target`` is, or None. An adapter that cannot be loaded is passed over with a warning."""
+    for entry in entry_points(group=GROUP):
+        try:
+            wrapped = _load(entry).wrap(target)
+        except Exception as error:
+            warn(f"tracker {entry.name!r} could not be asked for {type(target).__name__}: {_reason(error)}")
+            continue
+        if wrapped is not None:
+            return wrapped
+    return None
+
+
+def open_reference(reference: str) -> Tracker | None:
+    """The tracker of ``scheme:where``; None when ``reference`` begins with no installed tracker's name."""
+    scheme = _scheme(reference)
+    if scheme is None:
+        return None
+    (entry, *others) = entry_points(group=GROUP, name=scheme)
+    if others:
+        packages = ", ".join(e.value for e in (entry, *others))
+        raise SummaryError(
+            f"several installed packages offer a tracker named {scheme!r}: {packages}; uninstall all but one"
+        )
+    return _load(entry).open(reference)
+
+
+class Publisher:
+    """Writes a report to each tracker in a thread of its own; the caller never waits for one until :meth:`flush`.
+
+    ``timeout`` bounds, in seconds, how long ``flush`` waits for all of them together. What could not be written is said
+    in one warning.
+    """
+
+    def __init__(self, trackers: Iterable[Tracker], timeout: float = 10.0) -> None:
+        self._trackers = list(trackers)
+        self._timeout = timeout
+        self._jobs: list[tuple[str, threading.Thread, list[str]]] = []
+
+    def publish(self, report: Report, *, step: int) -> None:
+        """Start writing; returns at once."""
+        if self._trackers and not self._jobs:
+            atexit.register(self.flush)
+        for tracker in self._trackers:
+            name, failures = type(tracker).__name__, list[str]()
+            arguments = (tracker, report, step, failures)
+            # a daemon: a tracker that never answers must not keep the process from ending
+            thread = threading.Thread(target=_write, args=arguments, name=f"summarycb-{name}", daemon=True)
+            self._jobs.append((name, thread, failures))
+            thread.start()
+
+    def flush(self) -> None:
+        """Wait until everything is written or the time is over, then say once what was not."""
+        atexit.unregister(self.flush)
+        deadline = time.monotonic() + self._timeout
+        jobs, self._jobs = self._jobs, []
+        reasons = []
+        for name, thread, failures in jobs:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                reasons.append(f"{name}: no answer within {self._timeout:g} s")
+            reasons += [f"{name}: {failure}" for failure in failures]
+        if reasons:
+            warn("the model summary was not written to " + "; ".join(reasons))
+
+
+def _write(tracker: Tracker, report: Report, step: int, failures: list[str]) -> None:
+    try:
+        tracker.write(report, step=step)
+    except BaseException as error:  # the thread ends here: a SystemExit, too, would be lost without a word
+        failures.append(_reason(error))
+
+
+def warn(message: str) -> None:
+    """Warn; where warnings are turned into errors, log instead: the caller's training must go on."""
+    try:
+        warnings.warn(message, SummaryWarning, stacklevel=3)
+    except SummaryWarning:
+        import logging
+
+        logging.getLogger("summarycb").warning(message)
+
+
+def _resolve_one(target: object) -> Tracker:
+    if isinstance(target, str) and (tracker := open_reference(target)) is not None:
+        return tracker
+    if (tracker := wrap(target)) is not None:
+        return tracker
+    if not _lacking(type(target)):  # the type, because Lightning's DummyLogger instances have every attribute
+        return cast(Tracker, target)
+    raise SummaryError(
+        f"no tracker takes {target if isinstance(target, str) else type(target).__name__!r}; installed are {', '.join(names())}, "
+        "each with its native run, writer or logger"
+    )
+
+
+def _load(entry: EntryPoint) -> type[Tracker]:
+    try:
+        kind = entry.load()
+    except Exception as error:
+        raise SummaryError(f"tracker {entry.name!r} ({entry.value}) cannot be imported: {_reason(error)}") from error
+    if lacking := _lacking(kind):
+        raise SummaryError(f"tracker {entry.name!r} ({entry.value}) lacks {', '.join(lacking)}")
+    return cast("type[Tracker]", kind)
+
+
+def _lacking(kind: object) -> list[str]:
+    return [method for method in ("wrap", "open", "write", "read") if not callable(getattr(kind, method, None))]
+
+
+def _as_sequence(targets: object) -> Sequence[object]:
+    if isinstance(targets, (list, tuple)):
+        return targets
+    raise SummaryError(f"trackers must be a list of trackers, not {targets!r}")
+
+
+def _scheme(reference: str) -> str | None:
+    scheme = reference.partition(":")[0]
+    return scheme if scheme in names() else None
+
+
+def _could_be_id(text: str) -> bool:
+    return len(text) == 32 and text.isalnum()  # an MLflow run id
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + 1 if path else 0
+
+
+def _text(spec: object) -> str:
+    from summarycb.tree import spec_text
+
+    return spec_text(spec)  # type: ignore[arg-type]
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

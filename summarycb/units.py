@@ -1,0 +1,46 @@
+"""Counts and bytes as text. Must not import torch."""
+
+from __future__ import annotations
+
+UNKNOWN = "?"
+
+
+def exact(value: int | None) -> str:
+    """All digits: ``1,234,567``."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def count(value: int | None) -> str:
+    """Decimal prefixes, four significant digits: ``1.235 M``; all digits below 10,000."""
+    if value is None:
+        return UNKNOWN
+    return _scaled(value, 1000, ("", "K", "M", "G", "T", "P", "E"), f"{value:,}" if abs(value) < 10_000 else None)
+
+
+def nbytes(value: int | None) -> str:
+    """Binary prefixes, four significant digits: ``1.500 MiB``."""
+    if value is None:
+        return UNKNOWN
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), f"{value} B" if abs(value) < 1024 else None)
+
+
+def percent(value: int | None, total: int | None) -> str:
+    """The share of ``total``: ``12.3``; empty when the total is 0."""
+    if value is None or total is None:
+        return UNKNOWN
+    return f"{100 * value / total:.1f}" if total else ""
+
+
+def signed(text: str) -> str:
+    """``text`` with an explicit plus."""
+    return text if text.startswith("-") or text in {"0", "0 B", UNKNOWN} else f"+{text}"
+
+
+def _scaled(value: int, base: int, prefixes: tuple[str, ...], plain: str | None) -> str:
+    if plain is not None:
+        return plain
+    scaled, power = float(value), 0
+    while abs(scaled) >= base and power < len(prefixes) - 1:
+        scaled, power = scaled / base, power + 1
+    digits = 3 if abs(scaled) < 10 else 2 if abs(scaled) < 100 else 1
+    return f"{scaled:.{digits}f} {prefixes[power]}"

@@ -1,0 +1,155 @@
+"""select(): what is shown of a summary, decided once for every renderer: rows, columns, headline, notes.
+
+Must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from summarycb import units
+from summarycb.columns import COLUMNS, DEFAULT, Column
+from summarycb.errors import SummaryError
+from summarycb.tree import Environment, ModelSummary, ModuleSummary, spec_text
+
+CONVENTION = (
+    "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
+    "RNN gates; biases, norms, activations, softmax and look-ups count 0; ? is unknown"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: ``guides`` says for each ancestor below the root, and itself, whether it is its parent's last."""
+
+    path: str
+    label: str
+    guides: tuple[bool, ...]
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Text that is ready to be laid out: ``headline`` is pairs of a heading and its line."""
+
+    title: str
+    headline: tuple[tuple[str, str], ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def check_depth(depth: object) -> int | None:
+    """``depth``, or SummaryError when it is neither None (every level) nor a number from 0 (the root alone) on."""
+    if depth is None or (isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0):
+        return depth
+    raise SummaryError(f"depth must be None (every level) or an integer from 0 (the root alone) on, not {depth!r}")
+
+
+def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns' keys, or SummaryError when one does not exist."""
+    if columns is None:
+        return DEFAULT
+    if isinstance(columns, str) or not isinstance(columns, Sequence):
+        raise SummaryError(f"columns must be a list of names, not {columns!r}; allowed: {', '.join(COLUMNS)}")
+    for key in columns:
+        if key not in COLUMNS:
+            raise SummaryError(f"there is no column {key!r}; allowed: {', '.join(COLUMNS)}")
+    return tuple(columns)
+
+
+def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> View:
+    """The rows down to ``depth`` levels below the root, each with its whole subtree's figures, and the outside row."""
+    depth = check_depth(depth)
+    chosen = tuple(COLUMNS[key] for key in check_columns(columns))
+    rows = [
+        Row(module.path, _label(module, guides), guides, tuple(column.text(module, summary) for column in chosen))
+        for module, guides in _visible(summary, depth)
+    ]
+    return View(
+        title=summary.root.type_name,
+        headline=tuple(_headline(summary)),
+        columns=chosen,
+        rows=tuple(rows),
+        notes=(CONVENTION, *_notes(summary)),
+    )
+
+
+def _visible(summary: ModelSummary, depth: int | None) -> Iterator[tuple[ModuleSummary, tuple[bool, ...]]]:
+    root = summary.root
+    if root.calls is not None:  # a step was observed: its work outside any module is a row, so that rows sum to it
+        outside = ModuleSummary("(outside)", "(outside)", "loss, other code", work=summary.outside)
+        root = replace(root, children=(*root.children, outside))
+        outside_shown = depth is None or depth > 0
+        if not outside_shown:
+            root = replace(root, children=summary.root.children)
+    yield summary.root, ()
+    stack = [(child, (child is root.children[-1],)) for child in reversed(root.children)]
+    while stack:
+        module, guides = stack.pop()
+        if depth is not None and len(guides) > depth:
+            continue
+        yield module, guides
+        stack.extend((child, (*guides, child is module.children[-1])) for child in reversed(module.children))
+
+
+def _label(module: ModuleSummary, guides: tuple[bool, ...]) -> str:
+    label = module.name if guides else module.type_name
+    return label if module.shared_with is None else f"{label} = {module.shared_with or 'the root'}"
+
+
+def _headline(summary: ModelSummary) -> Iterator[tuple[str, str]]:
+    root, memory = summary.root, summary.memory
+    facts = [_mode(summary.environment), *_facts(summary.environment)]
+    if root.signatures:
+        given = root.inputs[0] if isinstance(root.inputs, tuple) and len(root.inputs) == 1 else root.inputs
+        facts.append(f"in {spec_text(given)} → out {spec_text(root.outputs)}")
+    facts.append(f"{len(summary.modules):,} modules")
+    yield "step" if root.calls is not None else "structure", " · ".join(fact for fact in facts if fact)
+    trainable = summary.trainable_params
+    share = units.percent(trainable, summary.total_params)
+    buffers = f" · buffers {units.exact(summary.total_buffers)}" if summary.total_buffers else ""
+    yield "params", f"{units.exact(summary.total_params)} ({share or '0'} % trainable){buffers}"
+    if root.calls is not None:
+        yield "compute", _compute(summary)
+    kinds = {
+        "weights": memory.parameters,
+        "buffers": memory.buffers,
+        "grads": memory.gradients,
+        "optimizer": memory.optimizer_state,
+        "saved activations": memory.saved_activations,
+        "weight copies": memory.weight_copies,
+        "batch": memory.batch,
+    }
+    shown = [f"{kind} {units.nbytes(value)}" for kind, value in kinds.items() if value]
+    yield "memory", " + ".join(shown) or "not observed"
+    if memory.peak is not None:
+        where = "" if memory.peak_module is None else f" in {memory.peak_module or root.type_name}"
+        yield "peak", f"{units.nbytes(memory.peak)} of tensors, reached in the {memory.peak_phase} phase{where}"
+
+
+def _mode(environment: Environment) -> str:
+    return {None: "", True: "training", False: "eval mode"}[environment.training]
+
+
+def _facts(environment: Environment) -> list[str]:
+    parts = [environment.device, environment.precision, environment.optimizer, environment.framework]
+    return [part for part in (*parts, environment.strategy) if part]
+
+
+def _compute(summary: ModelSummary) -> str:
+    forward = f"forward {units.count(summary.forward_macs)}MACs = {units.count(summary.forward_flops)}FLOPs"
+    parts = [forward, f"backward {units.count(summary.backward_flops)}FLOPs", f"step {units.count(summary.step_flops)}FLOPs"]
+    if summary.hardware_flops != summary.step_flops:
+        parts.append(f"on the hardware {units.count(summary.hardware_flops)}FLOPs")
+    return " · ".join(parts)
+
+
+def _notes(summary: ModelSummary) -> list[str]:
+    notes = [f"incomplete: {reason}" for reason in summary.incomplete]
+    tied = [note.text for note in summary.notes if note.kind == "tied"]
+    notes += [note.text for note in summary.notes if note.kind != "tied"]
+    if tied:
+        notes.append("; ".join(tied[:3]) + (f"; and {len(tied) - 3} more tied tensors" if len(tied) > 3 else ""))
+    return notes

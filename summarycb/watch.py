@@ -1,0 +1,150 @@
+"""watch(): one line in a plain loop. It decides when the first real training step starts and ends, and nothing else."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from summarycb.collect.modules import walk
+from summarycb.observe import Observation, check_model, check_optimizers
+from summarycb.render.terminal import show
+from summarycb.trackers import Publisher, Report, resolve, warn
+from summarycb.tree import ModelSummary
+from summarycb.view import check_columns, check_depth
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    trackers: Sequence[object] = (),
+    depth: int | None = 3,
+    *,
+    columns: Sequence[str] | None = None,
+    verbose: bool = True,
+    step: int = 0,
+    timeout: float = 10.0,
+) -> Watch:
+    """Summarize the first real training step of ``model`` in a plain loop::
+
+        hook = summarycb.watch(model, trackers=[writer])
+        for x, y in loader:
+            ...
+
+    The observation begins at the first forward of the model, or of a module in it, with gradients on, and ends after
+    the first step of an optimizer that owns one of its parameters. A forward in eval mode that no backward follows does
+    not count. Then everything is taken off, the summary is printed (``verbose``), written to ``trackers`` at ``step``,
+    and kept in ``hook.summary``. ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the
+    interpreter's exit wait for the trackers.
+
+    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    """
+    return Watch(model, optimizer, trackers, depth, columns, verbose, step, timeout)
+
+
+class Watch:
+    """What :func:`watch` returns; also a context manager that closes itself."""
+
+    summary: ModelSummary | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None,
+        trackers: Sequence[object],
+        depth: int | None,
+        columns: Sequence[str] | None,
+        verbose: bool,
+        step: int,
+        timeout: float,
+    ) -> None:
+        self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
+        self._optimizers = check_optimizers(optimizer)
+        self._depth, self._columns = check_depth(depth), check_columns(columns)
+        self._verbose, self._step = verbose, step
+        self._publisher = Publisher(resolve(trackers), timeout)
+        self._observation: Observation | None = None
+        self._handles: list[RemovableHandle] = []
+        hook = _FirstForward(self)
+        for module in walk(model).modules():
+            try:
+                self._handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+            except RuntimeError:  # a scripted module may refuse hooks
+                continue
+        atexit.register(_close, weakref.ref(self))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._finish(error)
+        self.flush()
+
+    def close(self) -> None:
+        """End the observation if it is still on, and wait for the trackers."""
+        self._finish(None)
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait, for at most ``timeout`` seconds, until the trackers have everything."""
+        self._publisher.flush()
+
+    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model = None if self._model is None else self._model()
+        if model is None or not torch.is_grad_enabled():
+            return
+        if self._observation is not None:
+            if not self._observation.abandoned:
+                return
+            self._observation.discard()
+        try:
+            self._observation = Observation(model, self._optimizers)
+            self._observation.start(on_step=lambda: self._finish(None))
+            self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
+        except Exception as error:
+            warn(f"the model summary could not be made: {type(error).__name__}: {error}")
+            self._disarm()
+
+    def _finish(self, error: BaseException | None) -> None:
+        observation, self._observation = self._observation, None
+        self._disarm()
+        if observation is None or not observation.running:
+            return
+        self.summary = observation.stop(error)
+        report = Report(self.summary, self._depth)
+        if self._verbose:
+            show(self.summary, depth=self._depth, columns=self._columns)
+        self._publisher.publish(report, step=self._step)
+
+    def _disarm(self) -> None:
+        self._model = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class _FirstForward:
+    """The hook on each module; a copy or a pickle of the model carries one that does nothing."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._watch is not None:
+            self._watch._forward_begins(module, args, kwargs)
+
+    def __reduce__(self) -> tuple[type[_FirstForward], tuple[()]]:
+        return _FirstForward, ()
+
+
+def _close(watch: weakref.ref[Watch]) -> None:
+    if (alive := watch()) is not None:
+        alive.close()
