@@ -6,6 +6,8 @@ Every name is imported when it is first used: ``import summarycb`` pulls in neit
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,10 +63,20 @@ def __getattr__(name: str) -> Any:
         from summarycb.errors import missing
 
         raise missing(extra, error.name) from error
-    # a function and the module that defines it share a name; the function is what the package offers
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
+
+
+class _Package(ModuleType):
+    """Keeps ``summarycb.watch`` the function: an import of the submodule of the same name would bind that over it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -28,7 +28,7 @@ class Records:
     memory: MemoryRecords | None = None
     tensor_bytes: TensorBytes | None = None
     optimizers: set[str] = field(default_factory=set)
-    stepped: bool = False
+    backward: bool = False
     precision: str | None = None
     training: bool | None = None
     notes: list[Note] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Records:
         if self.training is None:
             self.training = module.training
             device = _device(self.structure)
-            if device is not None and torch.is_autocast_enabled(device):
+            if device is not None and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 self.precision = f"{str(torch.get_autocast_dtype(device)).removeprefix('torch.')} autocast"
 
 
@@ -59,6 +59,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
         memory=_memory(records, work),
         environment=_environment(records, context),
         optimizer_macs=_optimizer_macs(records),
+        observed="structure" if records.calls is None else "step" if records.backward else "forward",
         notes=tuple(notes),
         incomplete=tuple(records.incomplete),
     )
@@ -100,7 +101,8 @@ def _work(records: Records) -> dict[int, Work]:
     unknown = set() if flops is None else {(slot, phase) for slot, phase, _ in flops.unknown}
 
     def macs(slot: int, phase: str) -> int | None:
-        return None if flops is None or (slot, phase) in unknown else flops.macs[slot, phase]
+        seen = flops is not None and (phase == FORWARD or records.backward)
+        return flops.macs[slot, phase] if flops is not None and seen and (slot, phase) not in unknown else None
 
     saved = None if memory is None else memory.saved
     copies = None if memory is None else memory.weight_copies
@@ -118,7 +120,7 @@ def _work(records: Records) -> dict[int, Work]:
 
 def _optimizer_macs(records: Records) -> int | None:
     flops = records.flops
-    if flops is None or not records.stepped or any(phase == OPTIMIZER for _, phase, _ in flops.unknown):
+    if flops is None or any(phase == OPTIMIZER for _, phase, _ in flops.unknown):
         return None
     return flops.macs[OUTSIDE, OPTIMIZER]
 

@@ -81,3 +81,5 @@ COLUMNS: dict[str, Column] = {
 }
 
 DEFAULT = ("type", "output", "params", "forward_macs", "macs_percent", "saved_activations")
+STRUCTURE = ("type", "config", "params", "percent", "trainable", "buffers")
+"""What is shown where no step was observed."""

@@ -126,6 +126,7 @@ class Observation:
             if error is not None:
                 records.incomplete.append(f"the step raised {type(error).__name__}")
             records.incomplete.extend(self._failures)
+            records.backward = self.backward_seen
             self.summary = build(records, self._context)
         except Exception as fault:
             self._failed("the structure", fault)
@@ -181,13 +182,13 @@ class Observation:
         try:
             outermost = records.calls.depth == 0
             records.calls.enter(module, args, kwargs)
+            if outermost:
+                records.saw_call(module)
         except Exception as error:
             self._drop_all("module calls", error)
             return
-        if outermost:
-            records.saw_call(module)
-            if (memory := records.memory) is not None:
-                self._guard("memory", lambda: memory.enter(args, kwargs))
+        if outermost and (memory := records.memory) is not None:
+            self._guard("memory", lambda: memory.enter(args, kwargs))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._records is not None and self._records.calls is not None:
@@ -222,7 +223,6 @@ class Observation:
             if all(known is not optimizer for known in self._optimizers):
                 self._optimizers.append(optimizer)
             records.optimizers.add(type(optimizer).__name__)
-            records.stepped = True
             self._guard("gradients and optimizer state", lambda: self._measure_tensors(records))
         if self._on_step is not None:
             self._on_step()

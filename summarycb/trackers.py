@@ -1,6 +1,7 @@
 """Where summaries are written to and read from: the Tracker contract, discovery by entry point, publishing.
 
-Must not import torch, and imports an adapter only when it is used: names are listed from the installed packages' metadata.
+Must not import torch, and imports an adapter only when it is used: names are listed from the installed packages'
+metadata.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ Cell: TypeAlias = str | int | bool | None
 
 @dataclass(frozen=True)
 class Report:
-    """A summary with its renderings, each made once and when first asked for; an adapter hands them over as they are."""
+    """A summary with its renderings, each made once and when first asked for; an adapter hands them over as is."""
 
     summary: ModelSummary
     depth: int | None = 3
 
     @cached_property
     def metrics(self) -> dict[str, int]:
-        """Totals by flat name (``model_summary/forward_macs``); elements, bytes, MACs and FLOPs. Unknown ones are left out."""
+        """Totals by flat name (``model_summary/forward_macs``): elements, bytes, MACs, FLOPs; unknown ones left out."""
         summary, memory = self.summary, self.summary.memory
         figures = {
             "total_params": summary.total_params,
@@ -92,7 +93,7 @@ class Tracker(Protocol):
         """
 
     def write(self, report: Report, *, step: int) -> None:
-        """Store the report. Called once, from a thread of its own; whatever it raises is reported and goes no further."""
+        """Store the report. Called from a thread of its own; whatever it raises is reported and goes no further."""
 
     def read(self) -> ModelSummary:
         """The newest stored summary, equal to what was written. Raises :class:`SummaryError` when there is none."""
@@ -144,7 +145,7 @@ def resolve(targets: object) -> list[Tracker]:
 
 
 def is_kind(target: object, name: str, *packages: str) -> bool:
-    """Whether ``target``'s class, or a base of it, is called ``name`` in one of ``packages``; nothing is imported for it."""
+    """Whether ``target``'s class, or a base of it, is called ``name`` in one of ``packages``; none is imported."""
     return any(base.__name__ == name and base.__module__.partition(".")[0] in packages for base in type(target).__mro__)
 
 
@@ -239,8 +240,8 @@ def _resolve_one(target: object) -> Tracker:
     if not _lacking(type(target)):  # the type, because Lightning's DummyLogger instances have every attribute
         return cast(Tracker, target)
     raise SummaryError(
-        f"no tracker takes {target if isinstance(target, str) else type(target).__name__!r}; installed are {', '.join(names())}, "
-        "each with its native run, writer or logger"
+        f"no tracker takes {target if isinstance(target, str) else type(target).__name__!r}; installed are "
+        f"{', '.join(names())}, each with its native run, writer or logger"
     )
 
 

@@ -381,7 +381,8 @@ class ModelSummary:
     """The summary of one observed step, or of a structure alone (then every figure of a step is None).
 
     ``outside`` is what the step did outside any module: the loss, augmentation. ``optimizer_macs`` is what the
-    optimizer's step computed. ``incomplete`` holds the reasons for which parts are missing, empty when none is.
+    optimizer's step computed. ``observed`` is ``"structure"``, ``"forward"`` or ``"step"`` (a backward ran too).
+    ``incomplete`` holds the reasons for which parts are missing, empty when none is.
     """
 
     root: ModuleSummary
@@ -389,6 +390,7 @@ class ModelSummary:
     memory: Memory
     environment: Environment
     optimizer_macs: int | None = None
+    observed: str = "structure"
     notes: tuple[Note, ...] = ()
     incomplete: tuple[str, ...] = ()
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 UNKNOWN = "?"
+Writer: TypeAlias = Callable[[int | None], str]
 
 
 def exact(value: int | None) -> str:
@@ -44,3 +48,9 @@ def _scaled(value: int, base: int, prefixes: tuple[str, ...], plain: str | None)
         scaled, power = scaled / base, power + 1
     digits = 3 if abs(scaled) < 10 else 2 if abs(scaled) < 100 else 1
     return f"{scaled:.{digits}f} {prefixes[power]}"
+
+
+def work(value: int | None, unit: str) -> str:
+    """A count with its unit, ``MACs`` or ``FLOPs``: ``1.235 MMACs``, ``512 MACs``."""
+    text = count(value)
+    return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}"

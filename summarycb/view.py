@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from summarycb import units
-from summarycb.columns import COLUMNS, DEFAULT, Column
+from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
 from summarycb.tree import Environment, ModelSummary, ModuleSummary, spec_text
 
@@ -17,6 +18,14 @@ CONVENTION = (
     "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
     "RNN gates; biases, norms, activations, softmax and look-ups count 0; ? is unknown"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """The head of a column."""
+
+    title: str
+    justify: Literal["left", "right"] = "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class View:
 
     title: str
     headline: tuple[tuple[str, str], ...]
-    columns: tuple[Column, ...]
+    columns: tuple[Heading, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
@@ -62,7 +71,8 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
 def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> View:
     """The rows down to ``depth`` levels below the root, each with its whole subtree's figures, and the outside row."""
     depth = check_depth(depth)
-    chosen = tuple(COLUMNS[key] for key in check_columns(columns))
+    keys = STRUCTURE if columns is None and summary.observed == "structure" else check_columns(columns)
+    chosen = tuple(COLUMNS[key] for key in keys)
     rows = [
         Row(module.path, _label(module, guides), guides, tuple(column.text(module, summary) for column in chosen))
         for module, guides in _visible(summary, depth)
@@ -70,15 +80,15 @@ def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[st
     return View(
         title=summary.root.type_name,
         headline=tuple(_headline(summary)),
-        columns=chosen,
+        columns=tuple(Heading(column.title, column.justify) for column in chosen),
         rows=tuple(rows),
-        notes=(CONVENTION, *_notes(summary)),
+        notes=(*([CONVENTION] if summary.observed != "structure" else []), *_notes(summary)),
     )
 
 
 def _visible(summary: ModelSummary, depth: int | None) -> Iterator[tuple[ModuleSummary, tuple[bool, ...]]]:
     root = summary.root
-    if root.calls is not None:  # a step was observed: its work outside any module is a row, so that rows sum to it
+    if summary.observed != "structure":  # a step was observed: its work outside any module is a row, so that rows sum to it
         outside = ModuleSummary("(outside)", "(outside)", "loss, other code", work=summary.outside)
         root = replace(root, children=(*root.children, outside))
         outside_shown = depth is None or depth > 0
@@ -106,12 +116,12 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, str]]:
         given = root.inputs[0] if isinstance(root.inputs, tuple) and len(root.inputs) == 1 else root.inputs
         facts.append(f"in {spec_text(given)} → out {spec_text(root.outputs)}")
     facts.append(f"{len(summary.modules):,} modules")
-    yield "step" if root.calls is not None else "structure", " · ".join(fact for fact in facts if fact)
+    yield summary.observed, " · ".join(fact for fact in facts if fact)
     trainable = summary.trainable_params
     share = units.percent(trainable, summary.total_params)
     buffers = f" · buffers {units.exact(summary.total_buffers)}" if summary.total_buffers else ""
     yield "params", f"{units.exact(summary.total_params)} ({share or '0'} % trainable){buffers}"
-    if root.calls is not None:
+    if summary.observed != "structure":
         yield "compute", _compute(summary)
     kinds = {
         "weights": memory.parameters,
@@ -123,7 +133,7 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, str]]:
         "batch": memory.batch,
     }
     shown = [f"{kind} {units.nbytes(value)}" for kind, value in kinds.items() if value]
-    yield "memory", " + ".join(shown) or "not observed"
+    yield "memory", " + ".join(shown)
     if memory.peak is not None:
         where = "" if memory.peak_module is None else f" in {memory.peak_module or root.type_name}"
         yield "peak", f"{units.nbytes(memory.peak)} of tensors, reached in the {memory.peak_phase} phase{where}"
@@ -139,10 +149,12 @@ def _facts(environment: Environment) -> list[str]:
 
 
 def _compute(summary: ModelSummary) -> str:
-    forward = f"forward {units.count(summary.forward_macs)}MACs = {units.count(summary.forward_flops)}FLOPs"
-    parts = [forward, f"backward {units.count(summary.backward_flops)}FLOPs", f"step {units.count(summary.step_flops)}FLOPs"]
-    if summary.hardware_flops != summary.step_flops:
-        parts.append(f"on the hardware {units.count(summary.hardware_flops)}FLOPs")
+    parts = [f"forward {units.work(summary.forward_macs, 'MACs')} = {units.work(summary.forward_flops, 'FLOPs')}"]
+    if summary.observed == "step":
+        parts.append(f"backward {units.work(summary.backward_flops, 'FLOPs')}")
+        parts.append(f"step {units.work(summary.step_flops, 'FLOPs')}")
+        if summary.hardware_flops != summary.step_flops:
+            parts.append(f"with recomputation {units.work(summary.hardware_flops, 'FLOPs')}")
     return " · ".join(parts)
 
 

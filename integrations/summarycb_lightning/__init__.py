@@ -67,6 +67,8 @@ class ModelSummaryCallback(LightningModelSummary):
         self._columns = check_columns(columns)
         if trackers != "auto":
             check_names(trackers)
+            # a run that a name stands for may begin later; a native object that no tracker takes is wrong now
+            trackers = [target if isinstance(target, str) else resolve([target])[0] for target in trackers]
         self._trackers = trackers
         self._done = True
         self._observation: Observation | None = None

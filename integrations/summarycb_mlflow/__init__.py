@@ -7,8 +7,11 @@ belongs to a thread, and ``mlflow.log_*`` in another one would start a new run.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 JSON, TEXT, TABLE = f"{PREFIX}.json", f"{PREFIX}.txt", f"{PREFIX}_table.json"
 TABLES_TAG = "mlflow.loggedArtifacts"
+PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 
 class MLflowTracker:
@@ -84,11 +88,23 @@ class MLflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory() as folder, _no_progress_bar():
                 return serialize.read(self._client.download_artifacts(self._run_id, JSON, folder))
         except (MlflowException, OSError, SummaryError) as error:
             where = re.sub("//.*@", "//", self._client.tracking_uri)  # without a user and password
             raise SummaryError(f"no readable {JSON} in MLflow run {self._run_id!r} at {where}: {error}") from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    before = os.environ.get(PROGRESS_BAR)
+    os.environ[PROGRESS_BAR] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[PROGRESS_BAR]
+        if before is not None:
+            os.environ[PROGRESS_BAR] = before
 
 
 def _client() -> MlflowClient:

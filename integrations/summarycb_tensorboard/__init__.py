@@ -6,15 +6,14 @@ exact below 2**24; the JSON is always exact.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
 
 from summarycb.errors import SummaryError, missing
 from summarycb.serialize import loads
 from summarycb.trackers import LIGHTNING, PREFIX, Report, is_kind
 from summarycb.tree import ModelSummary
-
-if TYPE_CHECKING:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PLUGIN = "summarycb"
 TAG = f"{PREFIX}/json"
@@ -48,37 +47,37 @@ class TensorBoardTracker:
 
     def write(self, report: Report, *, step: int) -> None:
         """Scalars, JSON and text at ``step``, flushed."""
+        package = (
+            "tensorboardX" if is_kind(self._writer, "SummaryWriter", "tensorboardX") else "torch.utils.tensorboard"
+        )
         try:
-            from tensorboard.compat.proto import summary_pb2, tensor_pb2, types_pb2
-            from torch.utils.tensorboard import SummaryWriter
+            library = import_module(package)
+            summary = import_module(f"{package}.summary").text(TAG, report.json)
         except ModuleNotFoundError:
             raise missing("tensorboard", "tensorboard") from None
-        writer = self._writer or SummaryWriter(self._logdir)
+        # the same string tensor as a text's, but of our own plugin: the text dashboard must not render it
+        summary.value[0].tag = TAG
+        summary.value[0].metadata.plugin_data.plugin_name = PLUGIN
+        writer = self._writer or library.SummaryWriter(self._logdir)
         for name, value in report.metrics.items():
             writer.add_scalar(name, value, step)
-        text = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[report.json.encode()])
-        plugin = summary_pb2.SummaryMetadata(plugin_data={"plugin_name": PLUGIN})
-        value = summary_pb2.Summary.Value(tag=TAG, metadata=plugin, tensor=text)
-        writer.file_writer.add_summary(summary_pb2.Summary(value=[value]), step)
+        writer.file_writer.add_summary(summary, step)
         writer.add_text(f"{PREFIX}/text", f"```\n{report.text}\n```", step)
         writer.flush()
-        if self._writer is None:
+        if writer is not self._writer:
             writer.close()
 
     def read(self) -> ModelSummary:
         """The summary of the newest event."""
-        events = self._events()
-        if TAG not in events.Tags()["tensors"]:
-            raise SummaryError(f"no model summary in the TensorBoard log directory {self._logdir!r}")
-        newest = sorted(events.Tensors(TAG), key=lambda event: event.wall_time)[-1]
-        return loads(b"".join(newest.tensor_proto.string_val).decode(), self._logdir)
-
-    def _events(self) -> EventAccumulator:
         try:
-            from tensorboard.backend.event_processing import event_accumulator
+            accumulator: Any = import_module("tensorboard.backend.event_processing.event_accumulator")
         except ModuleNotFoundError:
             raise missing("tensorboard", "tensorboard") from None
-        everything, little = 0, 1
-        keep = {kind: little for kind in event_accumulator.DEFAULT_SIZE_GUIDANCE} | {"tensors": everything}
-        # a restart from an earlier step must not take the summary away
-        return event_accumulator.EventAccumulator(self._logdir, keep, purge_orphaned_data=False).Reload()
+        every, few = 0, 1
+        keep = dict.fromkeys(accumulator.DEFAULT_SIZE_GUIDANCE, few) | {"tensors": every}
+        # not purged: a training that goes on from an earlier step keeps the summary
+        events = accumulator.EventAccumulator(self._logdir, keep, purge_orphaned_data=False)
+        if not Path(self._logdir).exists() or TAG not in events.Reload().Tags()["tensors"]:
+            raise SummaryError(f"no model summary in the TensorBoard log directory {self._logdir!r}")
+        newest = sorted(events.Tensors(TAG), key=lambda event: event.wall_time)[-1]
+        return loads(b"".join(newest.tensor_proto.string_val).decode(errors="replace"), self._logdir)

@@ -39,7 +39,7 @@ class WandbTracker:
 
     @classmethod
     def open(cls, reference: str) -> Self:
-        """``wandb:<folder>`` (``offline-run-*``, ``latest-run``), ``wandb:<entity>/<project>/<run>``, or the active run."""
+        """``wandb:<offline run folder>``, ``wandb:<entity>/<project>/<run>``, or the run active in this process."""
         where = reference.partition(":")[2]
         if where:
             return cls(where)

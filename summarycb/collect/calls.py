@@ -104,7 +104,8 @@ class Calls:
         if task == NO_TASK:
             if top is not None:
                 return top.slot, FORWARD
-            return OUTSIDE, OPTIMIZER if self.in_optimizer else FORWARD
+            # a closure that a step calls runs with gradients on, the optimizer's own arithmetic with them off
+            return OUTSIDE, OPTIMIZER if self.in_optimizer and not torch.is_grad_enabled() else FORWARD
         if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
             return top.slot, RECOMPUTE
         return self._owner_of(torch._C._current_autograd_node()), BACKWARD

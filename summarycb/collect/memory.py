@@ -64,6 +64,8 @@ class Memory:
         if graph_task() == NO_TASK:
             for tensor in iter_tensors((args, kwargs)):
                 self.batch += self._add(tensor, _BATCH, OUTSIDE, FORWARD)
+                if not tensor.requires_grad:  # a batch may be made, or moved to its device, within the step
+                    self._turn_into_batch(tensor)
 
     def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation has run."""
@@ -102,6 +104,13 @@ class Memory:
         if self._live > self.peak:
             self.peak, self.peak_at = self._live, (slot, phase)
         return added
+
+    def _turn_into_batch(self, tensor: torch.Tensor) -> None:
+        for storage in _storages(tensor):
+            alive = self._alive[storage._cdata]
+            if alive.kind is _MADE and alive.slot == OUTSIDE:
+                alive.kind = _BATCH
+                self.batch += alive.bytes
 
     def _free(self, alive: _Alive) -> None:
         if self._alive.get(alive.key) is alive:
