@@ -1,18 +1,21 @@
-"""What the ops that contract compute: a pure function of shapes for each op or family, in one table. Must not import torch.
+"""What the ops that contract compute: one pure function of shapes for each op or family. Must not import torch.
 
-A count is in MACs, for the whole batch: one MAC is one multiply-accumulate of a contraction, and 2 FLOPs. What holds for all:
+A count is in MACs, for the whole batch: one MAC is one multiply-accumulate of a contraction, and 2 FLOPs. What all hold
+to:
 
 * A convolution is counted dense: every kernel tap at every position, padding included, as published numbers are.
 * Attention is counted dense: full QK^T and AV; causal, windowed and block masks are not discounted.
-* An outer product contracts nothing (``addr``, ``ger``, ``outer``): a pure multiply, zero. The same product written as ``mm``
-  is one MAC for each element, because what runs is a matrix product. A distance (``cdist``) is a reduction of element-wise
-  work, zero, unless it runs as a matrix product: then the inner products count, not the two columns that hold the norms.
+* An outer product contracts nothing (``addr``, ``ger``, ``outer``): a pure multiply, zero. The same product written
+  as ``mm`` is one MAC for each element, because what runs is a matrix product. A distance (``cdist``) is a reduction
+  of element-wise work, zero, unless it runs as a matrix product: then the inner products count, not the two columns
+  that hold the norms.
 * A complex MAC is one MAC: shapes do not tell a dtype.
 * Head sizes and group sizes are those the kernel is called with, also where PyTorch has padded them.
-* A kernel that computes all gradients at once is counted in full, also where some of them are not needed: the backward of
-  attention and of a fused RNN. Everywhere else only the gradients that run are counted.
-* A sparse or nested tensor, and one with two values in an element (fp4), makes a count unknown: its shape does not tell how
-  many values it has. So do sequence lengths that are values of a tensor, unless the shapes leave only one possibility.
+* A kernel that computes all gradients at once is counted in full, also where some of them are not needed: the
+  backward of attention and of a fused RNN. Everywhere else only the gradients that run are counted.
+* A sparse or nested tensor, and one with two values in an element (fp4), makes a count unknown: its shape does not
+  tell how many values it has. So do sequence lengths that are values of a tensor, unless the shapes leave only one
+  possibility.
 """
 
 from __future__ import annotations
@@ -31,14 +34,14 @@ class Count:
     macs: int
     """What the mathematics needs."""
     recompute_macs: int = 0
-    """Forward work that runs again inside this op, as flash attention's backward does with QK^T. Not part of ``macs``."""
+    """Forward work that runs again inside this op, as QK^T does in flash attention's backward. Not part of ``macs``."""
 
 
 Shape = tuple[int, ...]
 Mask = Sequence[bool]
 Formula = Callable[..., int | Count | None]
-"""Called with the op's own arguments, every tensor (also in lists) replaced by its shape, and ``out=``, the shape(s) of what
-the op returned. An int is ``Count(int)``; ``None`` is unknown for these arguments."""
+"""Called with the op's own arguments, every tensor (also in lists) replaced by its shape, and ``out=``, the shape(s)
+of what the op returned. An int is ``Count(int)``; ``None`` is unknown for these arguments."""
 
 FORMULAS: dict[str, Formula] = {}
 """Qualified name of an op, or of one overload of it -> its formula."""
@@ -64,14 +67,14 @@ def _counts(*names: str) -> Callable[[_AnyFormula], _AnyFormula]:
 @_counts("_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_weight_int4pack_mm_with_scales_and_zeros")
 @_counts("fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "fbgemm_linear_int8_weight")
 @_counts("fbgemm_linear_int8_weight_fp32_activation", "_wrapped_quantized_linear_prepacked")
-@_counts("affine_grid_generator", "cudnn_affine_grid_generator", "mkl::_mkl_linear", "symm_mem::_async_input_mm")
+@_counts("affine_grid_generator", "cudnn_affine_grid_generator", "mkl::_mkl_linear")
 @_counts("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise", "onednn::linear_dynamic_fp16")
 @_counts("onednn::linear_relu_dynamic_fp16", "quantized::matmul", "quantized::int4mm_packed_weight_cpu")
 @_counts("quantized::linear", "quantized::linear_relu", "quantized::linear_leaky_relu", "quantized::linear_tanh")
 @_counts("quantized::linear_dynamic", "quantized::linear_relu_dynamic", "quantized::linear_dynamic_fp16")
 @_counts("quantized::linear_relu_dynamic_fp16", "quantized::linear_dynamic_fp16_unpacked_weight")
 def _contract_last(a: Shape, *_: Any, out: Shape, **__: Any) -> int:
-    # Every value of the result sums over the last dimension of the first operand, whatever form the second is packed in.
+    # Every value of the result sums over the last dimension of the first operand; the second may be packed in any form.
     return prod(out) * a[-1] if a else 0
 
 
@@ -97,14 +100,14 @@ def _mm_plus_mm(a: Shape, b: Shape, c: Shape, d: Shape, **_: Any) -> int:
 
 @_counts("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 def _grouped_mm(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    # The groups split one dimension between them, so their sizes do not matter. The offsets are taken to cover all of it.
+    # The groups split one dimension, so their sizes do not matter. The offsets are taken to cover all of it.
     if len(a) == 3 and len(b) == 2:
         return prod(a[1:]) * b[-1]
     return prod(a) * b[-1]
 
 
 @_counts("linear_backward", "mkldnn_linear_backward")
-def _linear_backward(x: Shape, grad: Shape, _weight: Shape, mask: Sequence[bool], **_: Any) -> int:
+def _linear_backward(x: Shape, grad: Shape, _weight: Shape, mask: Mask, **_: Any) -> int:
     return (mask[0] + mask[1]) * prod(grad) * x[-1]
 
 
@@ -119,7 +122,7 @@ def _linear_backward_weights(grad: Shape, x: Shape, *_: Any, **__: Any) -> int:
 
 
 @_counts("matmul_backward")
-def _matmul_backward(grad: Shape, a: Shape, _b: Shape, mask: Sequence[bool], **_: Any) -> int:
+def _matmul_backward(grad: Shape, a: Shape, _b: Shape, mask: Mask, **_: Any) -> int:
     return sum(mask) * prod(grad) * a[-1]
 
 
@@ -127,7 +130,7 @@ def _matmul_backward(grad: Shape, a: Shape, _b: Shape, mask: Sequence[bool], **_
 def _tensordot(a: Shape, b: Shape, dims_a: Sequence[int], dims_b: Sequence[int], **_: Any) -> int | None:
     if [a[dim] for dim in dims_a] != [b[dim] for dim in dims_b]:
         return None  # a dimension of size 1 is broadcast
-    return prod(a) * prod(b) // prod(b[dim] for dim in dims_b) if dims_b and prod(b) else 0
+    return prod(a) * prod(size for dim, size in enumerate(b) if dim not in {other % len(b) for other in dims_b})
 
 
 @_counts("einsum")
@@ -190,7 +193,7 @@ def _cdist(a: Shape, b: Shape, p: float = 2.0, mode: int | None = None, *, out: 
 
 @_counts("cudnn_affine_grid_generator_backward")
 def _affine_grid_backward(grad: Shape, *_: Any, **__: Any) -> int:
-    return prod(grad) * grad[-1] + prod(grad)  # theta has one column more than a point has coordinates
+    return prod(grad) * (grad[-1] + 1)  # theta has one column more than a point has coordinates
 
 
 # Convolutions
@@ -277,7 +280,7 @@ def _slow_conv2d_backward(
     _k: Any,
     _s: Any,
     _p: Any,
-    mask: Sequence[bool] = (True, True, True),
+    mask: Mask = (True, True, True),
     **_: Any,
 ) -> int:
     return (mask[0] + mask[1]) * _conv(grad, weight)
@@ -305,8 +308,8 @@ def _deform_conv2d_backward(grad: Shape, _x: Shape, weight: Shape, *_: Any, **__
     return 2 * _conv(grad, weight)
 
 
-# Attention: QK^T costs one MAC for each pair of a query and a key, head, and value of the head; so does AV. In the backward,
-# dV and dP cost AV each, dQ and dK cost QK^T each, and QK^T runs again.
+# Attention: QK^T costs one MAC for each pair of a query and a key, head, and value of the head; so does AV. In the
+# backward, dV and dP cost AV each, dQ and dK cost QK^T each, and QK^T runs again.
 
 
 def _heads_first(q: Shape, k: Shape, v: Shape) -> tuple[int, int]:

@@ -39,7 +39,7 @@ _answers: dict[object, Formula | Verdict] = {}
 
 
 def classify(func: object) -> Formula | Verdict:
-    """The formula of an op as a dispatch mode sees it, or why it has none. One dictionary look-up after the first time."""
+    """The formula of an op as a dispatch mode sees it, or why it has none. Cached: one dictionary look-up."""
     answer = _answers.get(func)
     if answer is None:
         answer = _answers[func] = _classify(func)
@@ -81,9 +81,9 @@ def count(func: object, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
 def register_formula(op: object) -> Callable[[_AnyFormula], _AnyFormula]:
     """Say what an op computes, as a decorator: a custom op's own formula, or another one for an op that has one.
 
-    ``op`` is ``torch.ops.mylib.my_op``, one overload of it, a ``torch.library.custom_op``, or the name ``"mylib::my_op"``.
-    The function gets the op's arguments with every tensor replaced by its shape, and ``out=``, the shape of the result. It
-    returns MACs as an int, a :class:`Count`, or None for unknown::
+    ``op`` is ``torch.ops.mylib.my_op``, one overload of it, a ``torch.library.custom_op``, or the name
+    ``"mylib::my_op"``. The function gets the op's arguments with every tensor replaced by its shape, and ``out=``,
+    the shape of the result. It returns MACs as an int, a :class:`Count`, or None for unknown::
 
         @summarycb.register_formula("mylib::my_op")
         def my_op(x, weight, *, out):
@@ -111,7 +111,7 @@ def _key(op: object) -> str:
     elif isinstance(op, OpOverload):
         name = f"{op._overloadpacket._qualified_op_name}.{op._overloadname}"
     elif isinstance(op, HigherOrderOperator):
-        name = f"higher_order::{op.name()}"
+        name = f"higher_order::{op}"
     match = re.fullmatch(r"(\w+)(?:::|\.)(\w+(?:\.\w+)?)", name) if isinstance(name, str) else None
     if match is None:
         raise SummaryError(
@@ -123,7 +123,7 @@ def _key(op: object) -> str:
 
 def _classify(func: object) -> Formula | Verdict:
     if isinstance(func, HigherOrderOperator):
-        names = [f"higher_order::{func.name()}"]
+        names = [f"higher_order::{func}"]
     elif isinstance(func, OpOverload):
         name = func._overloadpacket._qualified_op_name
         names = [f"{name}.{func._overloadname}", name]
