@@ -1,4 +1,4 @@
-"""What the ops that contract compute: one pure function of shapes for each op or family. Must not import torch.
+"""What matrix products and convolutions compute: a pure function of shapes for each op or family. Must not import torch.
 
 A count is in MACs, for the whole batch: one MAC is one multiply-accumulate of a contraction, and 2 FLOPs. What all hold
 to:
@@ -11,8 +11,8 @@ to:
   that hold the norms.
 * A complex MAC is one MAC: shapes do not tell a dtype.
 * Head sizes and group sizes are those the kernel is called with, also where PyTorch has padded them.
-* A kernel that computes all gradients at once is counted in full, also where some of them are not needed: the
-  backward of attention and of a fused RNN. Everywhere else only the gradients that run are counted.
+* Only the gradients that run are counted. A fused kernel that computes all at once is counted in full, also where some
+  of them are not needed: the backward of attention and of recurrent layers.
 * A sparse or nested tensor, and one with two values in an element (fp4), makes a count unknown: its shape does not
   tell how many values it has. So do sequence lengths that are values of a tensor, unless the shapes leave only one
   possibility.
@@ -49,7 +49,7 @@ FORMULAS: dict[str, Formula] = {}
 _AnyFormula = TypeVar("_AnyFormula", bound=Formula)
 
 
-def _counts(*names: str) -> Callable[[_AnyFormula], _AnyFormula]:
+def counts(*names: str) -> Callable[[_AnyFormula], _AnyFormula]:
     """Put a formula into the table: for aten ops, unless a name says its namespace."""
 
     def add(formula: _AnyFormula) -> _AnyFormula:
@@ -62,43 +62,43 @@ def _counts(*names: str) -> Callable[[_AnyFormula], _AnyFormula]:
 # Matrix products
 
 
-@_counts("mm", "bmm", "mv", "dot", "vdot", "inner", "matmul", "linalg_matmul", "linear", "mkldnn_linear", "_int_mm")
-@_counts("_scaled_mm", "_scaled_mm_v2", "_dyn_quant_matmul_4bit", "_mixed_dtypes_linear", "_weight_int8pack_mm")
-@_counts("_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_weight_int4pack_mm_with_scales_and_zeros")
-@_counts("fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "fbgemm_linear_int8_weight")
-@_counts("fbgemm_linear_int8_weight_fp32_activation", "_wrapped_quantized_linear_prepacked")
-@_counts("affine_grid_generator", "cudnn_affine_grid_generator", "mkl::_mkl_linear")
-@_counts("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise", "onednn::linear_dynamic_fp16")
-@_counts("onednn::linear_relu_dynamic_fp16", "quantized::matmul", "quantized::int4mm_packed_weight_cpu")
-@_counts("quantized::linear", "quantized::linear_relu", "quantized::linear_leaky_relu", "quantized::linear_tanh")
-@_counts("quantized::linear_dynamic", "quantized::linear_relu_dynamic", "quantized::linear_dynamic_fp16")
-@_counts("quantized::linear_relu_dynamic_fp16", "quantized::linear_dynamic_fp16_unpacked_weight")
+@counts("mm", "bmm", "mv", "dot", "vdot", "inner", "matmul", "linalg_matmul", "linear", "mkldnn_linear", "_int_mm")
+@counts("_scaled_mm", "_scaled_mm_v2", "_dyn_quant_matmul_4bit", "_mixed_dtypes_linear", "_weight_int8pack_mm")
+@counts("_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_weight_int4pack_mm_with_scales_and_zeros")
+@counts("fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "fbgemm_linear_int8_weight")
+@counts("fbgemm_linear_int8_weight_fp32_activation", "_wrapped_quantized_linear_prepacked")
+@counts("affine_grid_generator", "cudnn_affine_grid_generator", "mkl::_mkl_linear")
+@counts("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise", "onednn::linear_dynamic_fp16")
+@counts("onednn::linear_relu_dynamic_fp16", "quantized::matmul", "quantized::int4mm_packed_weight_cpu")
+@counts("quantized::linear", "quantized::linear_relu", "quantized::linear_leaky_relu", "quantized::linear_tanh")
+@counts("quantized::linear_dynamic", "quantized::linear_relu_dynamic", "quantized::linear_dynamic_fp16")
+@counts("quantized::linear_relu_dynamic_fp16", "quantized::linear_dynamic_fp16_unpacked_weight")
 def _contract_last(a: Shape, *_: Any, out: Shape, **__: Any) -> int:
     # Every value of the result sums over the last dimension of the first operand; the second may be packed in any form.
     return prod(out) * a[-1] if a else 0
 
 
-@_counts("addmm", "_addmm_activation", "baddbmm", "addmv")
+@counts("addmm", "_addmm_activation", "baddbmm", "addmv")
 def _add_contract_last(_bias: Shape, a: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return prod(out) * a[-1]
 
 
-@_counts("addbmm")
+@counts("addbmm")
 def _addbmm(_bias: Shape, a: Shape, b: Shape, **_: Any) -> int:
     return prod(a) * b[-1]
 
 
-@_counts("_foreach_mm", "_native::_foreach_mm_native_0")
+@counts("_foreach_mm", "_native::_foreach_mm_native_0")
 def _foreach_mm(a: Sequence[Shape], b: Sequence[Shape], **_: Any) -> int:
     return sum(prod(x) * y[-1] for x, y in zip(a, b, strict=True))
 
 
-@_counts("inductor::_mm_plus_mm")
+@counts("inductor::_mm_plus_mm")
 def _mm_plus_mm(a: Shape, b: Shape, c: Shape, d: Shape, **_: Any) -> int:
     return prod(a) * b[-1] + prod(c) * d[-1]
 
 
-@_counts("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
+@counts("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 def _grouped_mm(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     # The groups split one dimension, so their sizes do not matter. The offsets are taken to cover all of it.
     if len(a) == 3 and len(b) == 2:
@@ -106,34 +106,36 @@ def _grouped_mm(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     return prod(a) * b[-1]
 
 
-@_counts("linear_backward", "mkldnn_linear_backward")
+@counts("linear_backward", "mkldnn_linear_backward")
 def _linear_backward(x: Shape, grad: Shape, _weight: Shape, mask: Mask, **_: Any) -> int:
     return (mask[0] + mask[1]) * prod(grad) * x[-1]
 
 
-@_counts("mkldnn_linear_backward_input")
+@counts("mkldnn_linear_backward_input")
 def _linear_backward_input(x: Shape, grad: Shape, _weight: Shape, **_: Any) -> int:
     return prod(grad) * x[-1]
 
 
-@_counts("mkldnn_linear_backward_weights")
+@counts("mkldnn_linear_backward_weights")
 def _linear_backward_weights(grad: Shape, x: Shape, *_: Any, **__: Any) -> int:
     return prod(grad) * x[-1]
 
 
-@_counts("matmul_backward")
+@counts("matmul_backward")
 def _matmul_backward(grad: Shape, a: Shape, _b: Shape, mask: Mask, **_: Any) -> int:
     return sum(mask) * prod(grad) * a[-1]
 
 
-@_counts("tensordot")
-def _tensordot(a: Shape, b: Shape, dims_a: Sequence[int], dims_b: Sequence[int], **_: Any) -> int | None:
+@counts("tensordot")
+def _tensordot(a: Shape, b: Shape, dims_a: Sequence[int], dims_b: Sequence[int], *, out: Shape) -> int | None:
     if [a[dim] for dim in dims_a] != [b[dim] for dim in dims_b]:
         return None  # a dimension of size 1 is broadcast
+    if prod(out) == 1:
+        return 0  # what runs then is a multiply and a sum
     return prod(a) * prod(size for dim, size in enumerate(b) if dim not in {other % len(b) for other in dims_b})
 
 
-@_counts("einsum")
+@counts("einsum")
 def _einsum(equation: str, operands: Sequence[Shape], **_: Any) -> int | None:
     """Two operands; the cost of more depends on the order in which they are contracted."""
     left, arrow, result = equation.replace(" ", "").partition("->")
@@ -150,13 +152,13 @@ def _einsum(equation: str, operands: Sequence[Shape], **_: Any) -> int | None:
     return prod(size for label, size in sizes if label in shared | kept) if shared - kept else 0
 
 
-@_counts("bilinear")
+@counts("bilinear")
 def _bilinear(a: Shape, b: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     rows = prod(a[:-1])
     return rows * prod(weight) + rows * weight[0] * b[-1]
 
 
-@_counts("_trilinear")
+@counts("_trilinear")
 def _trilinear(
     a: Shape,
     b: Shape,
@@ -180,18 +182,18 @@ def _trilinear(
     return macs + (prod(size for dim, size in sizes.items() if dim not in first) if second else 0)
 
 
-@_counts("_euclidean_dist")
+@counts("_euclidean_dist")
 def _euclidean_dist(a: Shape, _b: Shape, *, out: Shape) -> int:
     return prod(out) * a[-1]
 
 
-@_counts("cdist", "_cdist_forward")
+@counts("cdist", "_cdist_forward")
 def _cdist(a: Shape, b: Shape, p: float = 2.0, mode: int | None = None, *, out: Shape) -> int:
     by_product = mode == 1 or (not mode and (a[-2] > 25 or b[-2] > 25))  # as at::native::cdist_impl chooses
     return prod(out) * a[-1] if p == 2 and by_product else 0
 
 
-@_counts("cudnn_affine_grid_generator_backward")
+@counts("cudnn_affine_grid_generator_backward")
 def _affine_grid_backward(grad: Shape, *_: Any, **__: Any) -> int:
     return prod(grad) * (grad[-1] + 1)  # theta has one column more than a point has coordinates
 
@@ -206,7 +208,7 @@ def _conv(positions: Shape, weight: Shape) -> int:
     return positions[0] * prod(positions[2:]) * prod(weight)
 
 
-@_counts("convolution", "_convolution", "convolution_overrideable")
+@counts("convolution", "_convolution", "convolution_overrideable")
 def _convolution(
     x: Shape,
     weight: Shape,
@@ -221,35 +223,35 @@ def _convolution(
     return _conv(x if transposed else out, weight)
 
 
-@_counts("conv1d", "conv2d", "conv3d", "_convolution_mode", "mkldnn_convolution", "_nnpack_spatial_convolution")
-@_counts("cudnn_convolution", "cudnn_convolution_relu", "cudnn_convolution_add_relu", "_mps_convolution")
-@_counts("miopen_convolution", "miopen_convolution_relu", "miopen_convolution_add_relu", "miopen_depthwise_convolution")
-@_counts("_conv_depthwise2d", "conv_depthwise3d", "thnn_conv2d", "_slow_conv2d_forward", "slow_conv3d")
-@_counts("slow_conv3d_forward", "slow_conv_dilated2d", "slow_conv_dilated3d")
-@_counts("mkldnn::_convolution_pointwise", "torchvision::deform_conv2d")
+@counts("conv1d", "conv2d", "conv3d", "_convolution_mode", "mkldnn_convolution", "_nnpack_spatial_convolution")
+@counts("cudnn_convolution", "cudnn_convolution_relu", "cudnn_convolution_add_relu", "_mps_convolution")
+@counts("miopen_convolution", "miopen_convolution_relu", "miopen_convolution_add_relu", "miopen_depthwise_convolution")
+@counts("_conv_depthwise2d", "conv_depthwise3d", "thnn_conv2d", "_slow_conv2d_forward", "slow_conv3d")
+@counts("slow_conv3d_forward", "slow_conv_dilated2d", "slow_conv_dilated3d")
+@counts("mkldnn::_convolution_pointwise", "torchvision::deform_conv2d")
 def _conv_forward(_x: Shape, weight: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return _conv(out, weight)
 
 
-@_counts("mkldnn::_convolution_pointwise.binary", "mkldnn::_convolution_pointwise_.binary")
+@counts("mkldnn::_convolution_pointwise.binary", "mkldnn::_convolution_pointwise_.binary")
 def _conv_binary(_x: Shape, _other: Shape, weight: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return _conv(out, weight)
 
 
-@_counts(
+@counts(
     "onednn::qconv_pointwise", "onednn::qconv1d_pointwise", "onednn::qconv2d_pointwise", "onednn::qconv3d_pointwise"
 )
 def _quantized_conv(_x: Shape, _scale: Any, _zero: Any, weight: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return _conv(out, weight)
 
 
-@_counts("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "cudnn_convolution_transpose")
-@_counts("miopen_convolution_transpose", "_mps_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d")
+@counts("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "cudnn_convolution_transpose")
+@counts("miopen_convolution_transpose", "_mps_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d")
 def _conv_transpose(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return _conv(x, weight)
 
 
-@_counts("conv_tbc")
+@counts("conv_tbc")
 def _conv_tbc(_x: Shape, weight: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return prod(out[:2]) * prod(weight)
 
@@ -257,7 +259,7 @@ def _conv_tbc(_x: Shape, weight: Shape, *_: Any, out: Shape, **__: Any) -> int:
 # Each gradient pairs the same values as the forward, once.
 
 
-@_counts("convolution_backward")
+@counts("convolution_backward")
 def _convolution_backward(
     grad: Shape, x: Shape, weight: Shape, _bias: Any, _s: Any, _p: Any, _d: Any, transposed: bool, *rest: Any, **_: Any
 ) -> int:
@@ -265,14 +267,14 @@ def _convolution_backward(
     return (mask[0] + mask[1]) * _conv(x if transposed else grad, weight)
 
 
-@_counts("convolution_backward_overrideable")
+@counts("convolution_backward_overrideable")
 def _convolution_backward_overrideable(
     grad: Shape, x: Shape, weight: Shape, _s: Any, _p: Any, _d: Any, transposed: bool, *rest: Any, **_: Any
 ) -> int:
     return _convolution_backward(grad, x, weight, None, _s, _p, _d, transposed, *rest)
 
 
-@_counts("_slow_conv2d_backward")
+@counts("_slow_conv2d_backward")
 def _slow_conv2d_backward(
     grad: Shape,
     _x: Shape,
@@ -286,192 +288,23 @@ def _slow_conv2d_backward(
     return (mask[0] + mask[1]) * _conv(grad, weight)
 
 
-@_counts("mps_convolution_backward")
+@counts("mps_convolution_backward")
 def _mps_convolution_backward(_x: Shape, grad: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
     mask = rest[-1]
     return (mask[0] + mask[1]) * _conv(grad, weight)
 
 
-@_counts("mps_convolution_transpose_backward")
+@counts("mps_convolution_transpose_backward")
 def _mps_convolution_transpose_backward(x: Shape, _grad: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
     mask = rest[-1]
     return (mask[0] + mask[1]) * _conv(x, weight)
 
 
-@_counts("conv_tbc_backward")
+@counts("conv_tbc_backward")
 def _conv_tbc_backward(grad: Shape, _x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(grad[:2]) * prod(weight)
 
 
-@_counts("torchvision::_deform_conv2d_backward")
+@counts("torchvision::_deform_conv2d_backward")
 def _deform_conv2d_backward(grad: Shape, _x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * _conv(grad, weight)
-
-
-# Attention: QK^T costs one MAC for each pair of a query and a key, head, and value of the head; so does AV. In the
-# backward, dV and dP cost AV each, dQ and dK cost QK^T each, and QK^T runs again.
-
-
-def _heads_first(q: Shape, k: Shape, v: Shape) -> tuple[int, int]:
-    """The MACs of QK^T and of AV, for (..., heads, tokens, head size). K and V may have fewer heads."""
-    pairs = prod(q[:-1]) * k[-2]
-    return pairs * q[-1], pairs * v[-1]
-
-
-def _tokens_first(
-    q: Shape, k: Shape, v: Shape, starts: Shape | None, max_q: int | None, max_k: int | None
-) -> tuple[int, int] | None:
-    """The same for (batch, tokens, heads, head size), or ([1,] tokens of all, heads, head size) with ``starts``."""
-    tokens_q, tokens_k = q[-3], k[-3]
-    sequences = starts[0] - 1 if starts else 0
-    if sequences <= 0:
-        pairs = q[0] * tokens_q * tokens_k
-    elif max_q and sequences * max_q == tokens_q:  # then every sequence has this length
-        pairs = max_q * tokens_k
-    elif max_k and sequences * max_k == tokens_k:
-        pairs = tokens_q * max_k
-    else:
-        return None
-    return pairs * q[-2] * q[-1], pairs * q[-2] * v[-1]
-
-
-def _forward(parts: tuple[int, int] | None) -> Count | None:
-    return None if parts is None else Count(sum(parts))
-
-
-def _backward(parts: tuple[int, int] | None) -> Count | None:
-    return None if parts is None else Count(2 * sum(parts), recompute_macs=parts[0])
-
-
-@_counts("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu")
-@_counts("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
-@_counts("_scaled_dot_product_fused_attention_overrideable", "_triton_scaled_dot_attention")
-@_counts("higher_order::flex_attention")
-def _attention(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> Count | None:
-    return _forward(_heads_first(q, k, v))
-
-
-@_counts("_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward")
-@_counts("_scaled_dot_product_efficient_attention_backward", "_scaled_dot_product_cudnn_attention_backward")
-@_counts("_scaled_dot_product_fused_attention_overrideable_backward")
-def _attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> Count | None:
-    return _backward(_heads_first(q, k, v))
-
-
-@_counts("higher_order::flex_attention_backward")
-def _flex_attention_backward(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> Count | None:
-    return _backward(_heads_first(q, k, v))
-
-
-@_counts(
-    "scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps"
-)
-def _attention_composite(q: Shape, k: Shape, v: Shape, *_: Any, out: Any, **__: Any) -> Count | None:
-    attended = out if isinstance(out[0], int) else out[0]  # the math ones return the weights, too
-    return _forward(_heads_first((*attended[:-1], q[-1]), k, v))  # the batch may be broadcast
-
-
-@_counts("_flash_attention_forward")
-def _flash_attention(
-    q: Shape, k: Shape, v: Shape, starts: Shape | None, _starts_k: Any, max_q: int, max_k: int, *_: Any, **named: Any
-) -> Count | None:
-    if named.get("seqused_k") or named.get("block_table"):
-        return None  # only part of K is used, or K is looked up
-    return _forward(_tokens_first(q, k, v, starts, max_q, max_k))
-
-
-@_counts("_flash_attention_forward_no_dropout_inplace")
-def _flash_attention_inplace(_result: Shape, *arguments: Any, **named: Any) -> Count | None:
-    return _flash_attention(*arguments, **named)
-
-
-@_counts("_flash_attention_backward")
-def _flash_attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> Count | None:
-    _result, _lse, starts, _starts_k, max_q, max_k, *_ = rest
-    return _backward(_tokens_first(q, k, v, starts, max_q, max_k))
-
-
-@_counts("_efficient_attention_forward")
-def _efficient_attention(q: Shape, k: Shape, v: Shape, _bias: Any, *rest: Any, **named: Any) -> Count | None:
-    starts, _starts_k, max_q, max_k, *_ = rest
-    return None if named.get("seqlen_k") else _forward(_tokens_first(q, k, v, starts, max_q, max_k))
-
-
-@_counts("_efficient_attention_backward")
-def _efficient_attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> Count | None:
-    _bias, _result, starts, _starts_k, max_q, max_k, *_ = rest
-    return _backward(_tokens_first(q, k, v, starts, max_q, max_k))
-
-
-@_counts("_cudnn_attention_forward")
-def _cudnn_attention(q: Shape, k: Shape, v: Shape, _bias: Any, *rest: Any, **_: Any) -> Count | None:
-    starts, _starts_k, max_q, max_k, *_ = rest
-    return _forward(_heads_first(q, k, v) if len(q) == 4 else _tokens_first(q, k, v, starts, max_q, max_k))
-
-
-@_counts("_cudnn_attention_backward")
-def _cudnn_attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> Count | None:
-    _result, _lse, _seed, _offset, _bias, starts, _starts_k, max_q, max_k, *_ = rest
-    return _backward(_heads_first(q, k, v) if len(q) == 4 else _tokens_first(q, k, v, starts, max_q, max_k))
-
-
-@_counts("_native_multi_head_attention", "_triton_multi_head_attention")
-def _multi_head_attention(q: Shape, k: Shape, v: Shape, embedding: int, *_: Any, **__: Any) -> int:
-    projections = (prod(q) + prod(k) + prod(v) + prod(q)) * embedding  # of Q, K, V and the result
-    return projections + sum(_heads_first(q, k, v))
-
-
-@_counts("_transformer_encoder_layer_fwd")
-def _transformer_encoder_layer(x: Shape, embedding: int, *rest: Any, **_: Any) -> int:
-    feed_forward = prod(rest[12]) + prod(rest[14])
-    return _multi_head_attention(x, x, x, embedding) + prod(x[:-1]) * feed_forward
-
-
-# Recurrent layers
-
-
-def _rnn(x: Shape, weights: Sequence[Shape]) -> int:
-    # Every token meets every weight matrix, of each layer and direction, once. The vectors are biases.
-    return prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
-
-
-@_counts("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def _rnn_cell(x: Shape, _states: Any, w_input: Shape, w_hidden: Shape, *_: Any, **__: Any) -> int:
-    return _rnn(x, (w_input, w_hidden))
-
-
-@_counts("mkldnn_rnn_layer")
-def _mkldnn_rnn_layer(x: Shape, *rest: Any, **_: Any) -> int:
-    return _rnn(x, rest[:4])
-
-
-@_counts("mkldnn_rnn_layer_backward")
-def _mkldnn_rnn_layer_backward(x: Shape, *rest: Any, **_: Any) -> int:
-    return 2 * _rnn(x, rest[:4])
-
-
-@_counts("_cudnn_rnn", "miopen_rnn")
-def _rnn_weights(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
-    return _rnn(x, weights)
-
-
-@_counts("_cudnn_rnn_backward", "miopen_rnn_backward")
-def _rnn_weights_backward(x: Shape, weights: Sequence[Shape], *rest: Any, **_: Any) -> int:
-    mask = rest[-1]  # the data's gradients are always computed, the weights' only where one is needed
-    return (1 + mask[3]) * _rnn(x, weights)
-
-
-@_counts("lstm", "gru", "rnn_tanh", "rnn_relu", "_lstm_mps")
-def _rnn_layers(x: Shape, _states: Any, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
-    return _rnn(x, weights)
-
-
-@_counts("lstm.data", "gru.data", "rnn_tanh.data", "rnn_relu.data")
-def _rnn_layers_packed(x: Shape, _batch_sizes: Any, _states: Any, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
-    return _rnn(x, weights)
-
-
-@_counts("lstm_mps_backward")
-def _lstm_mps_backward(*arguments: Any, **_: Any) -> int:
-    x, _outputs, _states, weights = arguments[5:9]
-    return 2 * _rnn(x, weights)

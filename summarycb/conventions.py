@@ -1,9 +1,9 @@
 """Which ops count zero MACs by convention: named here, one set per reason, or by one of three rules.
 
-The rules: an op of a collective's namespace; an aten op tagged ``torch.Tag.pointwise`` (a custom op by its own tag); an
-aten op that returns a view of its argument. An in-place op counts as the op it is the in-place form of.
+The rules: an op of a namespace of communication alone; an aten op tagged ``torch.Tag.pointwise`` (a custom op by its
+own tag); an aten op that returns a view of its argument. An in-place op counts as the op it is the in-place form of.
 
-What is neither here nor in :mod:`summarycb.contractions` is unknown, also in a later torch: no new op is silently zero.
+What is neither here nor has a formula is unknown, also in a later torch: no new op is silently zero.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ def _in(namespace: str, names: str) -> frozenset[str]:
     return frozenset(f"{namespace}::{name}" for name in names.split())
 
 
-NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp"})
-"""Namespaces of collectives alone. ``symm_mem`` is not one: it also fuses collectives with matrix products."""
+NAMESPACES = frozenset(
+    {"c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor", "fsdp", "streams"}
+)
+"""Namespaces of communication alone. ``symm_mem`` is not one: it also fuses collectives with matrix products."""
 
 ELEMENT_WISE = _in(
     "aten",
@@ -158,7 +160,7 @@ LOOK_UPS = _in(
     scatter_reduce searchsorted select_backward select_scatter slice_backward slice_scatter sparse_mask
     _sparse_mask_projection take take_along_dim tril triu unfold_backward
 """,
-)
+) | _in("flex_lib", "zeros_and_scatter")
 """Embeddings, gathers, scatters and other indexing, with the additions of ``index_add`` and an embedding's backward."""
 
 COPIES = _in(
@@ -265,15 +267,16 @@ OPTIMIZERS = _in(
 COLLECTIVES = _in(
     "symm_mem",
     """
-    _barrier _rendezvous all_to_all_vdev all_to_all_vdev_2d all_to_all_vdev_2d_offset memset32_
-    multi_root_tile_reduce multimem_all_gather_out multimem_all_reduce_ multimem_one_shot_all_reduce
-    multimem_one_shot_all_reduce_out multimem_one_shot_reduce_out nccl_get nccl_put nccl_put_signal
-    nccl_put_with_signal nccl_reduce_scatter_offset nccl_wait_for_signal nccl_wait_signal nvshmem_all_to_all
-    nvshmem_broadcast nvshmem_get nvshmem_put nvshmem_put_with_signal nvshmem_wait_for_signal one_shot_all_reduce
-    one_shot_all_reduce_copy one_shot_all_reduce_copy_out one_shot_all_reduce_out reduce_scatter_out
-    stream_write_value32_ tile_reduce two_shot_all_reduce_ two_shot_all_reduce_out
+    _barrier _low_contention_all_gather _low_contention_reduce_scatter _rendezvous get_remote_tensors
+    all_to_all_vdev all_to_all_vdev_2d all_to_all_vdev_2d_offset memset32_ multi_root_tile_reduce
+    multimem_all_gather_out multimem_all_reduce_ multimem_one_shot_all_reduce multimem_one_shot_all_reduce_out
+    multimem_one_shot_reduce_out nccl_get nccl_put nccl_put_signal nccl_put_with_signal nccl_reduce_scatter_offset
+    nccl_wait_for_signal nccl_wait_signal nvshmem_all_to_all nvshmem_broadcast nvshmem_get nvshmem_put
+    nvshmem_put_with_signal nvshmem_wait_for_signal one_shot_all_reduce one_shot_all_reduce_copy
+    one_shot_all_reduce_copy_out one_shot_all_reduce_out reduce_scatter_out stream_write_value32_ tile_reduce
+    two_shot_all_reduce_ two_shot_all_reduce_out
 """,
-)
+) | _in("cplib", "flex_cp_allgather flex_cp_allgather_backward")
 
 METADATA = (
     _in(
@@ -308,7 +311,7 @@ METADATA = (
         """
         _get_mkldnn_serialized_md _is_mkldnn_acl_supported _is_mkldnn_bf16_supported _is_mkldnn_fp16_supported
         _nbytes
-        """,
+""",
     )
 )
 
@@ -352,7 +355,5 @@ def _is_zero_by_rule(name: str) -> bool:
     if not isinstance(packet, OpOverloadPacket):
         return False
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    # The generated out= overloads of an element-wise op are not tagged.
-    return any(torch.Tag.pointwise in overload.tags for overload in overloads) or all(
-        overload.is_view for overload in overloads
-    )
+    # Any: the generated out= overloads of an element-wise op are not tagged, and some views have forms for lists.
+    return any(torch.Tag.pointwise in overload.tags or overload.is_view for overload in overloads)

@@ -2,7 +2,7 @@
 
 Every op has one of three answers, and :func:`classify` gives it:
 
-* a **formula**: in :mod:`summarycb.contractions`, or the user's own by :func:`register_formula`;
+* a **formula**: in :mod:`summarycb.contractions` or :mod:`summarycb.fused`, or the user's own by :func:`register_formula`;
 * **zero by convention**: element-wise work, reductions, copies, look-ups ..., listed in :mod:`summarycb.conventions`;
 * **unknown**: everything else, and what a formula cannot read from the shapes. Unknown is ``None``, never 0.
 """
@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from summarycb.contractions import FORMULAS, Count, Formula
+from summarycb.contractions import Count, Formula
 from summarycb.conventions import is_zero
 from summarycb.errors import SummaryError
+from summarycb.fused import FORMULAS
 
 __all__ = ["Count", "Formula", "Verdict", "classify", "count", "evaluate", "register_formula"]
 

@@ -85,7 +85,7 @@ class WandbTracker:
             raise missing("wandb", "wandb") from None
         try:
             with TemporaryDirectory() as folder:
-                wandb.Api().run(self._where).file(JSON).download(root=folder, replace=True)
+                wandb.Api().run(self._where).file(JSON).download(root=folder, replace=True).close()
                 return serialize.read(Path(folder, JSON))
         except (wandb.Error, ValueError, OSError) as error:
             raise SummaryError(f"no folder, and no {JSON} in a W&B run, {self._where!r}: {error}") from error

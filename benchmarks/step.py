@@ -1,0 +1,340 @@
+"""What observing a training step costs, as ratios within one interleaved run, and what a very large model costs.
+
+    python benchmarks/step.py [--quick] [--repeats N] [--write]
+
+Each repetition runs every way to run the step once, in an order that rotates, and each ratio is taken within its
+repetition, so that a machine that is slow for a while is slow for all of them. The plain step has a model of its own
+that nothing ever observed: "a later step" is compared with that. The optimizer state exists before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchinfo
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+
+import summarycb
+from summarycb import serialize
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+PLAIN, OBSERVED, LATER, NULL = "plain step", "observed step", "a later step", "null dispatch mode"
+TORCHINFO, FLOPS, MEMORY = "torchinfo, its extra forward", "FlopCounterMode", "MemTracker"
+ROW_COUNTS = (100, 1_000, 10_000)
+
+
+@dataclass
+class Trainer:
+    """A model, its optimizer and one batch."""
+
+    model: nn.Module
+    inputs: dict[str, torch.Tensor]
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+
+    def step(self) -> None:
+        self.model(**self.inputs)["loss"].backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    build: Callable[[], Trainer]
+    tiny: bool = False
+    """A step of thousands of tiny operations: the cost of each is shown too."""
+
+
+class Cells(nn.Module):
+    """One LSTM cell, called once for each position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(width, width)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.cell(x[0])
+        for position in x[1:]:
+            state = self.cell(position, state)
+        return {"loss": state[0].sum()}
+
+
+def tokens(batch: int, length: int, vocabulary: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(vocabulary, (batch, length))
+    return {"input_ids": ids, "labels": ids}
+
+
+def resnet50() -> Trainer:
+    inputs = {"pixel_values": torch.randn(4, 3, 224, 224), "labels": torch.zeros(4, dtype=torch.long)}
+    return Trainer(ResNetForImageClassification(ResNetConfig()), inputs)
+
+
+def bert() -> Trainer:
+    return Trainer(BertForMaskedLM(BertConfig()), tokens(4, 128, 30522))
+
+
+def gpt2() -> Trainer:
+    return Trainer(GPT2LMHeadModel(GPT2Config()), tokens(2, 128, 50257))
+
+
+def cells() -> Trainer:
+    return Trainer(Cells(64), {"x": torch.randn(200, 8, 64)})
+
+
+def mamba() -> Trainer:
+    config = MambaConfig(hidden_size=64, num_hidden_layers=4, vocab_size=256)
+    return Trainer(MambaForCausalLM(config), tokens(2, 128, 256))
+
+
+CASES = (
+    Case("ResNet-50, batch 4, 224 px", resnet50),
+    Case("BERT-base, batch 4, 128 tokens", bert),
+    Case("GPT-2 small, batch 2, 128 tokens", gpt2),
+    Case("LSTMCell called 200 times", cells, tiny=True),
+    Case("Mamba slow path, 4 layers, 128 tokens", mamba, tiny=True),
+)
+
+
+class NullMode(TorchDispatchMode):
+    """Sees every operation and does nothing but count: the least that any dispatch mode costs."""
+
+    ops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as ours: torch's guard would be a part of the price
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each way to run the step, one for each repetition."""
+
+    case: Case
+    ops: int
+    seconds: dict[str, list[float]]
+
+    def ratios(self, above: str, below: str) -> list[float]:
+        return [a / b for a, b in zip(self.seconds[above], self.seconds[below], strict=True)]
+
+    def added(self, way: str) -> float:
+        """Seconds that are spent beside the plain step."""
+        plain = self.seconds[PLAIN]
+        if way == TORCHINFO:
+            return statistics.median(self.seconds[way])
+        return statistics.median([a - b for a, b in zip(self.seconds[way], plain, strict=True)])
+
+    def rows(self) -> list[list[str]]:
+        found = []
+        for way, seconds in self.seconds.items():
+            ratios = self.ratios(way, PLAIN)
+            spread = "" if way == PLAIN else f"{min(ratios):.2f} to {max(ratios):.2f}"
+            added = "" if way == PLAIN else f"{self.added(way) * 1e3:+,.1f}"
+            per_op = f"{self.added(way) / self.ops * 1e6:+.1f}" if self.case.tiny and way != PLAIN else ""
+            against = "" if way == OBSERVED else f"{statistics.median(self.ratios(OBSERVED, way)):.2f}"
+            time_ms = f"{statistics.median(seconds) * 1e3:,.1f}"
+            found.append([way, time_ms, f"{statistics.median(ratios):.2f}", spread, added, per_op, against])
+        return found
+
+
+STEP_HEAD = ("", "median ms", "÷ plain", "spread", "adds ms", "adds µs an op", "observed ÷ it")
+
+
+def time_case(case: Case, repeats: int) -> Timings:
+    torch.manual_seed(0)
+    untouched, ours, theirs = case.build(), case.build(), case.build()
+
+    def observed() -> None:
+        with summarycb.observe(ours.model) as observation:
+            ours.step()
+        assert observation.summary is not None
+
+    def null() -> None:
+        with NullMode():
+            theirs.step()
+
+    def torchinfo_forward() -> None:
+        torchinfo.summary(theirs.model, input_data=theirs.inputs, mode="train", verbose=0)
+
+    def flops() -> None:
+        with FlopCounterMode(display=False):
+            theirs.step()
+
+    def memory() -> None:
+        tracker = MemTracker()  # one tracks one step only
+        tracker.track_external(theirs.model, theirs.optimizer)
+        with tracker:
+            theirs.step()
+
+    ways = {
+        PLAIN: untouched.step,
+        OBSERVED: observed,
+        LATER: ours.step,
+        NULL: null,
+        TORCHINFO: torchinfo_forward,
+        FLOPS: flops,
+        MEMORY: memory,
+    }
+    for trainer in (untouched, ours, theirs):
+        trainer.step()
+    for run in ways.values():
+        run()
+    with NullMode() as counter:
+        theirs.step()
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    names = list(ways)
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for way in names[turn:] + names[:turn]:
+            seconds[way].append(clock(ways[way])[0])
+    return Timings(case, counter.ops, seconds)
+
+
+def clock(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and the result; what an earlier run left to the garbage collector is not on this one's bill."""
+    gc.collect()
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def tree_model(modules: int) -> nn.Module:
+    """``modules`` modules in three levels, ten in each block."""
+    return nn.Sequential(*[nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)]) for _ in range(modules // 10)])
+
+
+LARGE_HEAD = ("modules", "forward", "observed forward", "structure", "text", "JSON", "read JSON", "adds+text+JSON")
+
+
+def time_large(modules: int, repeats: int) -> list[float]:
+    """Seconds, in the order of ``LARGE_HEAD``; text is every row."""
+    model, x = tree_model(modules), torch.randn(1, 4)
+
+    def observed() -> summarycb.ModelSummary:
+        with summarycb.observe(model) as observation:
+            model(x)
+        assert observation.summary is not None
+        return observation.summary
+
+    samples = []
+    for _ in range(repeats + 1):
+        forward, _ = clock(lambda: model(x))
+        observing, summary = clock(observed)
+        structure, _ = clock(lambda: summarycb.summarize(model))
+        text, _ = clock(lambda: summary.to_text(depth=None))  # noqa: B023  (called at once)
+        dump, document = clock(lambda: serialize.dumps(summary))  # noqa: B023
+        load, again = clock(lambda: serialize.loads(document))  # noqa: B023
+        assert again == summary
+        total = observing - forward + text + dump
+        samples.append([forward, observing, structure, text, dump, load, total])
+    return [statistics.median(column) for column in zip(*samples[1:], strict=True)]  # the first warms up
+
+
+def large_rows(repeats: int) -> list[list[str]]:
+    seconds = [time_large(count, repeats) for count in ROW_COUNTS]
+    rows = [[f"{n:,}", *[f"{s * 1e3:,.1f} ms" for s in line]] for n, line in zip(ROW_COUNTS, seconds, strict=True)]
+    for small, large, line, more in zip(ROW_COUNTS, ROW_COUNTS[1:], seconds, seconds[1:], strict=False):
+        growth = [f"x {b / a:.1f}" for a, b in zip(line, more, strict=True)]
+        rows.append([f"{small:,} to {large:,}, x {large // small}", *growth])
+    return rows
+
+
+def machine() -> str:
+    cpu = platform.processor() or "an unknown CPU"
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}{load}"
+    )
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width).print(table, "", sep="\n")
+
+
+def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (head, align, *rows)) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What observing a training step costs, as ratios of one run.")
+    parser.add_argument("--repeats", type=int, help="repetitions of every way to run the step (9; 3 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="3 repetitions")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} beside this file")
+    parser.add_argument("--only", default="", help="only the models whose name contains this")
+    options = parser.parse_args()
+    repeats: int = options.repeats or (3 if options.quick else 9)
+    logging.disable(logging.WARNING)  # transformers recommends faster kernels for the slow path we want
+    warnings.filterwarnings("ignore", module="torch")
+
+    about = (
+        f"{machine()}. Medians of {repeats} interleaved repetitions of a full training step (forward, backward, AdamW), "
+        "random weights; ratios are taken within a repetition, the spread is their least and greatest. torchinfo's row "
+        "is its extra forward alone: it comes on top of a step."
+    )
+    print(about, flush=True)
+    tables: list[tuple[str, Sequence[str], list[list[str]]]] = []
+    for case in CASES:
+        if options.only.lower() in case.name.lower():
+            started = time.perf_counter()
+            timings = time_case(case, repeats)
+            tables.append((f"{case.name} ({timings.ops:,} operations)", STEP_HEAD, timings.rows()))
+            print(f"{case.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+            del timings
+            gc.collect()
+    if not options.only:
+        title = "Large models: one forward of nested Sequentials, the summary, its text (all rows) and JSON"
+        tables.append((title, LARGE_HEAD, large_rows(min(repeats, 5))))
+    for table in tables:
+        show(*table)
+    if options.write:
+        text = "# What observing costs\n\nWritten by `python benchmarks/step.py --write`.\n\n" + about + "\n\n"
+        RESULTS.write_text(text + "\n".join(markdown(*table) for table in tables), encoding="utf-8")
+        print(f"written: benchmarks/{RESULTS.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""A summary written out by hand: a root with a Linear(4, 3), a tied head, a shared module and work outside."""
+
+from __future__ import annotations
+
+from summarycb.tree import (
+    BufferSpec,
+    Environment,
+    Memory,
+    ModelSummary,
+    ModuleSummary,
+    Nested,
+    Note,
+    Opaque,
+    ParameterSpec,
+    Signature,
+    TensorSpec,
+    Work,
+)
+
+
+def tensor(*shape: int, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(shape, dtype, "cpu")
+
+
+def weight(name: str, *shape: int, shared_with: str | None = None, trainable: bool = True) -> ParameterSpec:
+    size = 4
+    for n in shape:
+        size *= n
+    return ParameterSpec(name, shape, "float32", "cpu", trainable, size, None, shared_with, size, 2 * size)
+
+
+FC = ModuleSummary(
+    path="fc",
+    name="fc",
+    type_name="Linear",
+    config="in_features=4, out_features=3, bias=True",
+    training=True,
+    parameters=(weight("weight", 3, 4), weight("bias", 3)),
+    calls=2,
+    signatures=(Signature(2, (tensor(2, 4),), tensor(2, 3)),),
+    # 2 calls x 2 x 3 x 4 = 48 forward; weight gradient alone, the input needs none: 48 backward
+    work=Work(48, 48, 0, 64, 0),
+)
+HEAD = ModuleSummary(
+    path="head",
+    name="head",
+    type_name="Head",
+    training=False,
+    parameters=(weight("weight", 3, 4, shared_with="fc.weight"), weight("scale", 5, trainable=False)),
+    buffers=(BufferSpec("mean", (7,), "float32", "cpu", True, 28),),
+    calls=1,
+    signatures=(
+        Signature(
+            1,
+            Nested("arguments", (("0", tensor(2, 3)), ("mask", None))),
+            Nested("Output", (("logits", tensor(2, 3)), ("states", (tensor(), Opaque("Cache"))))),
+        ),
+    ),
+    work=Work(24, 24, 24, 8, 16),
+)
+AGAIN = ModuleSummary(path="again", name="again", type_name="Linear", work=Work(0, 0, 0, 0, 0), shared_with="fc")
+ROOT = ModuleSummary(
+    path="",
+    name="",
+    type_name="Net",
+    training=True,
+    calls=1,
+    signatures=(Signature(1, (tensor(2, 4),), tensor(2, 3)),),
+    work=Work(0, 0, 0, 0, 0),
+    children=(FC, HEAD, AGAIN),
+)
+SUMMARY = ModelSummary(
+    root=ROOT,
+    outside=Work(6, 12, 0, 12, 0),
+    # weights (12 + 3 + 5) x 4 = 80, buffers 7 x 4 = 28
+    memory=Memory(80, 28, 80, 160, 84, 16, 32, 512, "backward", "fc"),
+    environment=Environment("0.1.0", "2.13.0", True, "cpu", "float32", "Adam", "lightning", "Single", 1),
+    optimizer_macs=0,
+    observed="step",
+    notes=(Note("tied", "head.weight is fc.weight, counted there", "head"),),
+)

@@ -1,0 +1,124 @@
+"""The package as it is installed: lazy names, missing extras, what the wheel holds, and documents that run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import summarycb
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = (  # those that the design fixes, and the warning, so that it can be filtered
+    "Column Comparison ModelSummary ModelSummaryCallback ModuleSummary SummaryError SummaryWarning TensorSpec Tracker "
+    "compare load observe register_formula summarize watch"
+).split()
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    heavy = "torch rich lightning pytorch_lightning tensorboard wandb mlflow pandas numpy"
+    code = f"import sys, summarycb; dir(summarycb); print([m for m in '{heavy}'.split() if m in sys.modules])"
+    assert run(code) == "[]"
+
+
+def test_the_public_names() -> None:
+    assert summarycb.__all__ == sorted(PUBLIC)
+    assert set(PUBLIC) <= set(dir(summarycb))
+    with pytest.raises(AttributeError, match="module 'summarycb' has no attribute 'wacth'"):
+        summarycb.wacth  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_function_is_not_hidden_by_the_submodule_of_its_name() -> None:
+    code = (
+        "import summarycb.watch, summarycb.compare, summarycb.cli, summarycb\n"
+        "print(*[type(getattr(summarycb, n)).__name__ for n in ('watch', 'observe', 'compare', 'summarize')])"
+    )
+    assert run(code) == "function function function function"
+
+
+@pytest.mark.parametrize(
+    ("name", "blocked", "extra"),
+    [
+        ("watch", ["torch"], "torch"),
+        ("summarize", ["torch"], "torch"),
+        ("ModelSummaryCallback(depth=2)", ["lightning", "pytorch_lightning"], "lightning"),
+    ],
+)
+def test_what_is_missing_is_said_with_the_install_command(name: str, blocked: list[str], extra: str) -> None:
+    code = (
+        "import importlib.abc, sys\n"
+        "class Gone(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {blocked!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Gone())\n"
+        "import summarycb\n"
+        "try:\n"
+        f"    summarycb.{name}\n"
+        "except ModuleNotFoundError as error:\n"
+        "    print(error)\n"
+    )
+    assert run(code) == f"{blocked[0]} is not installed; install it with: pip install 'summarycb[{extra}]'"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_core_the_integrations_and_the_schema(tmp_path: Path) -> None:
+    build = "import sys; from hatchling.builders.wheel import WheelBuilder; print(*WheelBuilder('.').build(directory=sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    names = zipfile.ZipFile(done.stdout.split()[-1]).namelist()
+    held = {name for name in names if not re.match(r"summarycb-[^/]*\.dist-info/", name)}
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "summarycb", "integrations"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout.split()
+    assert held == {name.removeprefix("integrations/") for name in tracked if name != "integrations/README.md"}
+    assert {"summarycb/py.typed", "summarycb/summary.schema.json", "summarycb_lightning/py.typed"} <= held
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning says of a tiny training is not ours
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block of the README, in order, with the names that a reader has."""
+    import torch
+    from lightning.pytorch import Trainer
+    from torch import nn
+    from torch.utils.tensorboard import SummaryWriter
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    x, y = torch.randn(2, 16), torch.tensor([0, 1])
+    names = {
+        "Trainer": lambda **kwargs: Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", **kwargs),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "loss_fn": nn.functional.cross_entropy,
+        "writer": SummaryWriter(str(tmp_path / "runs")),
+        "loader": [(x, y)],
+        "x": x,
+        "y": y,
+    }
+    assert len(BLOCKS) == 4
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    names["hook"].flush()  # type: ignore[attr-defined]
+    assert names["hook"].summary.forward_macs == 2 * (16 * 8 + 8 * 4)  # type: ignore[attr-defined]
+    assert summarycb.load(f"tensorboard:{tmp_path}/runs") == names["hook"].summary  # type: ignore[attr-defined]
+    assert summarycb.load("base.json") == names["summary"]

@@ -1,0 +1,167 @@
+"""Stored summaries come back equal, match their schema, and anything else is refused with the file and the reason."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from summarycb import ModelSummary, SummaryError, load
+from summarycb.serialize import MAX_BYTES, SCHEMA_VERSION
+from summarycb.tree import (
+    BufferSpec,
+    Environment,
+    Memory,
+    ModuleSummary,
+    Nested,
+    Note,
+    Opaque,
+    ParameterSpec,
+    Signature,
+    TensorSpec,
+    Work,
+)
+from tests.literal import SUMMARY
+
+SCHEMA = jsonschema.Draft202012Validator(json.loads(files("summarycb").joinpath("summary.schema.json").read_text()))
+
+amount = st.none() | st.integers(0, 2**70)
+text = st.text(max_size=12)
+shape = st.lists(st.integers(0, 10**6), max_size=3).map(tuple)
+tensor = st.builds(TensorSpec, shape, text, text)
+spec = st.recursive(
+    st.none() | tensor | st.builds(Opaque, text),
+    lambda inner: st.lists(inner, max_size=3).map(tuple)
+    | st.builds(Nested, text, st.lists(st.tuples(text, inner), max_size=3).map(tuple)),
+    max_leaves=6,
+)
+work = st.builds(Work, amount, amount, amount, amount, amount)
+parameter = st.builds(
+    ParameterSpec, text, st.none() | shape, text, text, st.booleans(), amount, st.none() | shape, st.none() | text, amount, amount
+)
+buffer = st.builds(BufferSpec, text, st.none() | shape, text, text, st.booleans(), amount, st.none() | shape, st.none() | text)
+module = st.deferred(
+    lambda: st.builds(
+        ModuleSummary,
+        path=text,
+        name=text,
+        type_name=text,
+        config=text,
+        training=st.none() | st.booleans(),
+        parameters=st.lists(parameter, max_size=2).map(tuple),
+        buffers=st.lists(buffer, max_size=2).map(tuple),
+        calls=amount,
+        signatures=st.lists(st.builds(Signature, st.integers(1, 9), spec, spec), max_size=2).map(tuple),
+        work=work,
+        shared_with=st.none() | text,
+        children=st.just(()) | st.lists(module, max_size=2).map(tuple),
+    )
+)
+summary = st.builds(
+    ModelSummary,
+    root=module,
+    outside=work,
+    memory=st.builds(Memory, *[amount] * 8, st.sampled_from([None, "forward", "backward", "optimizer"]), st.none() | text),
+    environment=st.builds(
+        Environment, text, text, st.none() | st.booleans(), *[st.none() | text] * 5, st.none() | st.integers(1, 9)
+    ),
+    optimizer_macs=amount,
+    observed=st.sampled_from(["structure", "forward", "step"]),
+    notes=st.lists(st.builds(Note, text, text, st.none() | text), max_size=2).map(tuple),
+    incomplete=st.lists(text, max_size=2).map(tuple),
+)
+
+
+@given(summary)
+def test_any_summary_comes_back_equal_and_matches_the_schema(original: ModelSummary) -> None:
+    written = original.to_json()
+    assert ModelSummary.from_json(written) == original
+    SCHEMA.validate(json.loads(written))
+
+
+def test_the_order_of_modules_and_fields_comes_back() -> None:
+    assert ModelSummary.from_json(SUMMARY.to_json()).to_json() == SUMMARY.to_json()
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    assert load(SUMMARY.save(tmp_path / "net.json")) == SUMMARY
+    assert load(str(tmp_path / "net.json")) == SUMMARY
+    with pytest.raises(SummaryError, match=r"cannot save to 'net\.pkl': the file name must end in \.json"):
+        SUMMARY.save(tmp_path / "net.pkl")
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def document(**changes: Any) -> bytes:
+    return json.dumps({**json.loads(SUMMARY.to_json()), **changes}).encode()
+
+
+def with_module(**changes: Any) -> bytes:
+    modules = json.loads(SUMMARY.to_json())["modules"]
+    modules[1] = {**modules[1], **changes}
+    return document(modules=modules)
+
+
+BAD = {
+    "empty": (b"", "not a model summary in JSON: it is empty"),
+    "truncated": (SUMMARY.to_json().encode()[:500], "not a model summary in JSON: "),
+    "newer schema": (
+        document(schema_version=SCHEMA_VERSION + 1),
+        f"schema_version {SCHEMA_VERSION + 1} cannot be read; this version of summarycb reads {SCHEMA_VERSION}",
+    ),
+    "100,000-deep": (deep(100_000), "nested too deeply"),
+    "deep shapes": (
+        SUMMARY.to_json().replace('"inputs":[', '"inputs":' + "[" * 800 + "[", 1).replace('],"outputs"', "]" * 801 + ',"outputs"', 1).encode(),
+        "nested too deeply",
+    ),
+    "a pickle": (pickle.dumps({"a": 1}), "never a pickle"),
+    "other JSON": (b'{"a": 1}', "it has no schema_version"),
+    "a list": (b"[1]", "it has no schema_version"),
+    "NaN": (document(optimizer_macs=float("nan")), "NaN is not a number in JSON"),
+    "a float": (document(optimizer_macs=1.5), r"summary\.optimizer_macs must be int, not float"),
+    "a bool for a number": (document(optimizer_macs=True), r"summary\.optimizer_macs must be int, not bool"),
+    "no modules": (document(modules=[]), "modules must be a list with at least one module"),
+    "modules of the wrong kind": (document(modules=[3]), r"modules\[0\] must be an object, not int"),
+    "a parent that comes later": (with_module(parent=2), r"modules\[1\]\.parent must be the index of an earlier module, not 2"),
+    "a parent that is no index": (with_module(parent=True), r"modules\[1\]\.parent must be the index of an earlier module, not True"),
+    "an unknown field": (with_module(weights=[1.0]), r"modules\[1\] lacks the fields \[\] and has the unknown fields \['weights'\]"),
+    "a lacking field": (document(memory={}), r"summary\.memory lacks the fields \['batch', .*'weight_copies'\]"),
+    "a spec of no kind": (
+        with_module(signatures=[{"calls": 1, "inputs": 3, "outputs": None}]),
+        r"modules\[1\]\.signatures\[0\]\.inputs must be a tensor, a container or null, not int",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_file_that_is_no_summary_is_refused_with_its_name_and_the_reason(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    with pytest.raises(SummaryError, match=r"bad\.json: .*" + reason):
+        load(path)
+
+
+def test_a_file_over_the_bound_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "big.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: no disk is used
+    with pytest.raises(SummaryError, match=rf"big\.json: {MAX_BYTES + 1:,} bytes is over the bound of {MAX_BYTES:,}"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SummaryError, match=r"none\.json: No such file or directory"):
+        load(tmp_path / "none.json")
+    with pytest.raises(SummaryError, match="Is a directory"):
+        load(tmp_path)
