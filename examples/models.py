@@ -1,4 +1,4 @@
-"""Two small real trainings: a CNN on scikit-learn's digits and a GPT on the text of the standard library's help topics."""
+"""Two small real trainings: a CNN on scikit-learn's digits, a GPT on the standard library's help topics."""
 
 from __future__ import annotations
 

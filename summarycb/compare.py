@@ -235,12 +235,12 @@ _MARKS = {"added": "+", "removed": "-", "changed": "~"}
 def _view(comparison: Comparison) -> View:
     a, b = comparison.a, comparison.b
     names = dict.fromkeys((a.root.type_name, b.root.type_name))
-    headline = [("differs", difference) for difference in comparison.differences]
+    headline = [("differs", comparison.differences)] if comparison.differences else []
     writers: dict[str, units.Writer] = {"params": units.exact, "forward_macs": units.count, "step_flops": units.count}
     writers |= {f"memory_{kind}": units.nbytes for kind in ("saved_activations", "peak")}
     for name, write in writers.items():
         figure = comparison.metrics[name]
-        headline.append((name.removeprefix("memory_").replace("_", " "), _figures(figure, write)))
+        headline.append((name.removeprefix("memory_").replace("_", " "), (_figures(figure, write),)))
     rows = [
         Row(row.path, f"{_MARKS[row.kind]} {row.path or '(root)'}", (), (row.details, *_cells(row)))
         for row in comparison.rows

@@ -12,7 +12,7 @@ from typing import Literal
 from summarycb import units
 from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
-from summarycb.tree import Environment, ModelSummary, ModuleSummary, spec_text
+from summarycb.tree import ModelSummary, ModuleSummary, spec_text
 
 CONVENTION = (
     "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
@@ -40,10 +40,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Text that is ready to be laid out: ``headline`` is pairs of a heading and its line."""
+    """Text that is ready to be laid out: ``headline`` is pairs of a heading and the facts under it."""
 
     title: str
-    headline: tuple[tuple[str, str], ...]
+    headline: tuple[tuple[str, tuple[str, ...]], ...]
     columns: tuple[Heading, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -88,14 +88,17 @@ def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[st
 
 def _visible(summary: ModelSummary, depth: int | None) -> Iterator[tuple[ModuleSummary, tuple[bool, ...]]]:
     root = summary.root
-    if summary.observed != "structure":  # a step was observed: its work outside any module is a row, so that rows sum to it
+    if (
+        summary.observed != "structure"
+    ):  # a step was observed: its work outside any module is a row, so that rows sum to it
         outside = ModuleSummary("(outside)", "(outside)", "loss, other code", work=summary.outside)
         root = replace(root, children=(*root.children, outside))
         outside_shown = depth is None or depth > 0
         if not outside_shown:
             root = replace(root, children=summary.root.children)
     yield summary.root, ()
-    stack = [(child, (child is root.children[-1],)) for child in reversed(root.children)]
+    stack: list[tuple[ModuleSummary, tuple[bool, ...]]] = []
+    stack += [(child, (child is root.children[-1],)) for child in reversed(root.children)]
     while stack:
         module, guides = stack.pop()
         if depth is not None and len(guides) > depth:
@@ -109,53 +112,44 @@ def _label(module: ModuleSummary, guides: tuple[bool, ...]) -> str:
     return label if module.shared_with is None else f"{label} = {module.shared_with or 'the root'}"
 
 
-def _headline(summary: ModelSummary) -> Iterator[tuple[str, str]]:
-    root, memory = summary.root, summary.memory
-    facts = [_mode(summary.environment), *_facts(summary.environment)]
+def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
+    root, memory, environment = summary.root, summary.memory, summary.environment
+    mode = {None: None, True: "training", False: "eval mode"}[environment.training]
+    under = [mode, environment.device, environment.precision, environment.optimizer]
+    facts = [fact for fact in (*under, environment.framework, environment.strategy) if fact]
     if root.signatures:
         given = root.inputs[0] if isinstance(root.inputs, tuple) and len(root.inputs) == 1 else root.inputs
         facts.append(f"in {spec_text(given)} → out {spec_text(root.outputs)}")
-    facts.append(f"{len(summary.modules):,} modules")
-    yield summary.observed, " · ".join(fact for fact in facts if fact)
-    trainable = summary.trainable_params
-    share = units.percent(trainable, summary.total_params)
-    buffers = f" · buffers {units.exact(summary.total_buffers)}" if summary.total_buffers else ""
-    yield "params", f"{units.exact(summary.total_params)} ({share or '0'} % trainable){buffers}"
+    yield summary.observed, (*facts, f"{len(summary.modules):,} modules")
+
+    shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
+    buffers = [f"buffers {units.exact(summary.total_buffers)}"] if summary.total_buffers else []
+    yield "params", (f"{units.exact(summary.total_params)} ({shares})", *buffers)
     if summary.observed != "structure":
-        yield "compute", _compute(summary)
+        yield "compute", tuple(_compute(summary))
+
     kinds = {
         "weights": memory.parameters,
         "buffers": memory.buffers,
-        "grads": memory.gradients,
-        "optimizer": memory.optimizer_state,
+        "gradients": memory.gradients,
+        "optimizer state": memory.optimizer_state,
         "saved activations": memory.saved_activations,
         "weight copies": memory.weight_copies,
         "batch": memory.batch,
     }
-    shown = [f"{kind} {units.nbytes(value)}" for kind, value in kinds.items() if value]
-    yield "memory", " + ".join(shown)
+    yield "memory", tuple(f"{kind} {units.nbytes(value)}" for kind, value in kinds.items() if value)
     if memory.peak is not None:
         where = "" if memory.peak_module is None else f" in {memory.peak_module or root.type_name}"
-        yield "peak", f"{units.nbytes(memory.peak)} of tensors, reached in the {memory.peak_phase} phase{where}"
+        yield "peak", (f"{units.nbytes(memory.peak)} of tensors, reached in the {memory.peak_phase} phase{where}",)
 
 
-def _mode(environment: Environment) -> str:
-    return {None: "", True: "training", False: "eval mode"}[environment.training]
-
-
-def _facts(environment: Environment) -> list[str]:
-    parts = [environment.device, environment.precision, environment.optimizer, environment.framework]
-    return [part for part in (*parts, environment.strategy) if part]
-
-
-def _compute(summary: ModelSummary) -> str:
-    parts = [f"forward {units.work(summary.forward_macs, 'MACs')} = {units.work(summary.forward_flops, 'FLOPs')}"]
+def _compute(summary: ModelSummary) -> Iterator[str]:
+    yield f"forward {units.work(summary.forward_macs, 'MACs')} = {units.work(summary.forward_flops, 'FLOPs')}"
     if summary.observed == "step":
-        parts.append(f"backward {units.work(summary.backward_flops, 'FLOPs')}")
-        parts.append(f"step {units.work(summary.step_flops, 'FLOPs')}")
+        yield f"backward {units.work(summary.backward_flops, 'FLOPs')}"
+        yield f"step {units.work(summary.step_flops, 'FLOPs')}"
         if summary.hardware_flops != summary.step_flops:
-            parts.append(f"with recomputation {units.work(summary.hardware_flops, 'FLOPs')}")
-    return " · ".join(parts)
+            yield f"with recomputation {units.work(summary.hardware_flops, 'FLOPs')}"
 
 
 def _notes(summary: ModelSummary) -> list[str]:

@@ -38,7 +38,9 @@ def test_compare(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("kind", ["text", "markdown", "json"])
 def test_output_goes_to_a_file(stored: tuple[str, str], tmp_path: Path, kind: str) -> None:
     target = tmp_path / "out"
-    assert main(["show", stored[0], "--depth", "-1", "--columns", "type,params", "--format", kind, "-o", str(target)]) == 0
+    assert (
+        main(["show", stored[0], "--depth", "-1", "--columns", "type,params", "--format", kind, "-o", str(target)]) == 0
+    )
     expected = {
         "text": SUMMARY.to_text(depth=None, columns=["type", "params"]),
         "markdown": SUMMARY.to_markdown(depth=None, columns=["type", "params"]),
@@ -66,7 +68,7 @@ def test_it_works_where_nothing_but_rich_is_installed(stored: tuple[str, str]) -
     """Two stored summaries are compared without importing torch, a framework, a tracker or pandas."""
     code = (
         "import sys\n"
-        "for name in ('torch', 'lightning', 'pytorch_lightning', 'tensorboard', 'wandb', 'mlflow', 'pandas', 'numpy'):\n"
+        "for name in 'torch lightning pytorch_lightning tensorboard wandb mlflow pandas numpy'.split():\n"
         "    sys.modules[name] = None\n"  # an import of it raises
         "from summarycb.cli import main\n"
         f"sys.exit(main(['compare', {stored[0]!r}, {stored[1]!r}]))\n"

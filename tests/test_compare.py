@@ -62,7 +62,9 @@ def test_the_whole_text() -> None:
 
 def test_the_rows_sum_to_the_totals() -> None:
     c = compare(SUMMARY, OTHER)
-    sums = {name: sum(getattr(row, name).delta for row in c.rows) for name in ("params", "forward_macs", "backward_macs")}
+    sums = {
+        name: sum(getattr(row, name).delta for row in c.rows) for name in ("params", "forward_macs", "backward_macs")
+    }
     assert sums["params"] == c.metrics["params"].delta == 16
     assert sums["forward_macs"] == c.metrics["forward_macs"].delta == 30
     assert 2 * sums["backward_macs"] == c.metrics["backward_flops"].delta == 72

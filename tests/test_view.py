@@ -16,10 +16,10 @@ TEXT = """\
 Net
 step    training · cpu · float32 · Adam · lightning · Single · in [2, 4] → out [2, 3] · 4 modules
 params  20 (75.0 % trainable) · buffers 7
-compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs · with recomputation 372
-        FLOPs
-memory  weights 80 B + buffers 28 B + grads 80 B + optimizer 160 B + saved activations 84 B + weight
-        copies 16 B + batch 32 B
+compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs
+        with recomputation 372 FLOPs
+memory  weights 80 B · buffers 28 B · gradients 80 B · optimizer state 160 B
+        saved activations 84 B · weight copies 16 B · batch 32 B
 peak    512 B of tensors, reached in the backward phase in fc
 
 module       type             output                               params fwd MACs MACs % saved act.
@@ -36,13 +36,13 @@ head.weight is fc.weight, counted there"""
 NARROW_ASCII = """\
 Net
 step    training - cpu - float32 - Adam - lightning - Single
-        - in [2, 4] > out [2, 3] - 4 modules
+        in [2, 4] > out [2, 3] - 4 modules
 params  20 (75.0 % trainable) - buffers 7
-compute forward 78 MACs = 156 FLOPs - backward 168 FLOPs -
+compute forward 78 MACs = 156 FLOPs - backward 168 FLOPs
         step 324 FLOPs - with recomputation 372 FLOPs
-memory  weights 80 B + buffers 28 B + grads 80 B + optimizer
-        160 B + saved activations 84 B + weight copies 16 B
-        + batch 32 B
+memory  weights 80 B - buffers 28 B - gradients 80 B
+        optimizer state 160 B - saved activations 84 B
+        weight copies 16 B - batch 32 B
 peak    512 B of tensors, reached in the backward phase in
         fc
 
@@ -156,7 +156,9 @@ def test_a_wrong_depth_says_what_is_allowed(depth: object) -> None:
 
 
 def test_a_wrong_column_says_which_there_are() -> None:
-    with pytest.raises(SummaryError, match="there is no column 'flops'; allowed: type, input, output, .*, saved_activations"):
+    with pytest.raises(
+        SummaryError, match=r"there is no column 'flops'; allowed: type, input, output, .*, saved_activations"
+    ):
         SUMMARY.to_text(columns=["type", "flops"])
     with pytest.raises(SummaryError, match="columns must be a list of names, not 'params'"):
         SUMMARY.to_text(columns="params")

@@ -10,7 +10,7 @@ _INDENT = "&nbsp;&nbsp;"
 def to_markdown(view: View) -> str:
     """The headline as a list, the rows as a table indented by depth, the notes as a list."""
     lines = [f"### {_escape(view.title)}", ""]
-    lines += [f"- **{heading}**: {_escape(line)}" for heading, line in view.headline]
+    lines += [f"- **{heading}**: {_escape(' · '.join(facts))}" for heading, facts in view.headline]
     header = ["module", *[column.title for column in view.columns]]
     ruler = ["---", *["---:" if column.justify == "right" else "---" for column in view.columns]]
     lines += ["", _row(header), _row(ruler)]

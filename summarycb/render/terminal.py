@@ -43,11 +43,12 @@ def show(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str]
 
 def render(view: View, width: int) -> RenderableType:
     """The view as a rich renderable that is at most ``width`` columns wide."""
-    headline = Table.grid(padding=(0, 1))
+    headline = Table.grid(padding=(0, _GAP))
     headline.add_column(style="dim", no_wrap=True)
     headline.add_column()
-    for heading, line in view.headline:
-        headline.add_row(heading, Text(line))
+    space = width - max([cell_len(heading) for heading, _ in view.headline], default=0) - _GAP
+    for heading, facts in view.headline:
+        headline.add_row(heading, Text("\n".join(_lines(facts, space))))
     names, widths = [_label(row) for row in view.rows], _fit(view, width)
     table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("module", no_wrap=True, overflow="ellipsis", width=widths[0])
@@ -57,8 +58,20 @@ def render(view: View, width: int) -> RenderableType:
     for name, row in zip(names, view.rows, strict=True):
         table.add_row(name, *[Text(cell) for cell, space in zip(row.cells, widths[1:], strict=True) if space])
     notes = [Text(note, style="dim") for note in view.notes]
-    body = [table, Text()] if view.rows else []
+    body: list[RenderableType] = [table, Text()] if view.rows else []
     return Group(Text(view.title, style="bold"), headline, Text(), *body, *notes)
+
+
+def _lines(facts: Sequence[str], width: int) -> list[str]:
+    """The facts side by side, broken between them where they do not fit."""
+    lines: list[str] = []
+    for fact in facts:
+        longer = f"{lines[-1]} · {fact}" if lines else fact
+        if lines and cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(fact)
+    return lines
 
 
 def _fit(view: View, width: int) -> list[int]:
