@@ -1,4 +1,4 @@
-"""What matrix products and convolutions compute: a pure function of shapes for each op or family. Must not import torch.
+"""What matrix products and convolutions compute: a pure function of shapes for each op. Must not import torch.
 
 A count is in MACs, for the whole batch: one MAC is one multiply-accumulate of a contraction, and 2 FLOPs. What all hold
 to:
@@ -193,7 +193,7 @@ def _cdist(a: Shape, b: Shape, p: float = 2.0, mode: int | None = None, *, out: 
     return prod(out) * a[-1] if p == 2 and by_product else 0
 
 
-@counts("cudnn_affine_grid_generator_backward")
+@counts("affine_grid_generator_backward", "cudnn_affine_grid_generator_backward")
 def _affine_grid_backward(grad: Shape, *_: Any, **__: Any) -> int:
     return prod(grad) * (grad[-1] + 1)  # theta has one column more than a point has coordinates
 
@@ -263,7 +263,7 @@ def _conv_tbc(_x: Shape, weight: Shape, *_: Any, out: Shape, **__: Any) -> int:
 def _convolution_backward(
     grad: Shape, x: Shape, weight: Shape, _bias: Any, _s: Any, _p: Any, _d: Any, transposed: bool, *rest: Any, **_: Any
 ) -> int:
-    _output_padding, _groups, mask = rest
+    mask: Mask = rest[-1]
     return (mask[0] + mask[1]) * _conv(x if transposed else grad, weight)
 
 
@@ -290,13 +290,13 @@ def _slow_conv2d_backward(
 
 @counts("mps_convolution_backward")
 def _mps_convolution_backward(_x: Shape, grad: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
-    mask = rest[-1]
+    mask: Mask = rest[-1]
     return (mask[0] + mask[1]) * _conv(grad, weight)
 
 
 @counts("mps_convolution_transpose_backward")
 def _mps_convolution_transpose_backward(x: Shape, _grad: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
-    mask = rest[-1]
+    mask: Mask = rest[-1]
     return (mask[0] + mask[1]) * _conv(x, weight)
 
 

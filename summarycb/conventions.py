@@ -354,6 +354,6 @@ def _is_zero_by_rule(name: str) -> bool:
     packet = getattr(torch.ops.aten, name, None)
     if not isinstance(packet, OpOverloadPacket):
         return False
-    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    overloads = [getattr(packet, overload) for overload in packet._overload_names]
     # Any: the generated out= overloads of an element-wise op are not tagged, and some views have forms for lists.
     return any(torch.Tag.pointwise in overload.tags or overload.is_view for overload in overloads)

@@ -2,7 +2,7 @@
 
 Every op has one of three answers, and :func:`classify` gives it:
 
-* a **formula**: in :mod:`summarycb.contractions` or :mod:`summarycb.fused`, or the user's own by :func:`register_formula`;
+* a **formula**: in :mod:`summarycb.contractions` and :mod:`summarycb.fused`, or a user's by :func:`register_formula`;
 * **zero by convention**: element-wise work, reductions, copies, look-ups ..., listed in :mod:`summarycb.conventions`;
 * **unknown**: everything else, and what a formula cannot read from the shapes. Unknown is ``None``, never 0.
 """

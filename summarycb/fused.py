@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from summarycb.contractions import FORMULAS, Count, Shape, counts
+from summarycb.contractions import FORMULAS, Count, Mask, Shape, counts
 
 __all__ = ["FORMULAS"]  # the whole table, once this file has added its own
 
@@ -94,7 +94,7 @@ def _flash_attention_inplace(_result: Shape, *arguments: Any, **named: Any) -> C
 def _varlen_attention(
     q: Shape, k: Shape, v: Shape, starts: Shape, _starts_k: Any, max_q: int, max_k: int, *rest: Any, **_: Any
 ) -> Count | None:
-    _causal, _scale, _window, _gqa, seqused_k, block_table, *_splits = (*rest, *[None] * (7 - len(rest)))
+    seqused_k, block_table = (*rest, *[None] * 6)[4:6]  # after causal, scale, window and gqa; all have defaults
     return _flash_attention(q, k, v, starts, _starts_k, max_q, max_k, seqused_k=seqused_k, block_table=block_table)
 
 
@@ -105,31 +105,31 @@ def _varlen_attention_out(_result: Shape, *arguments: Any, **_: Any) -> Count | 
 
 @counts("_flash_attention_backward", "torch_attn::_varlen_attn_backward")
 def _flash_attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> Count | None:
-    _result, _lse, starts, _starts_k, max_q, max_k, *_ = rest
+    starts, _starts_k, max_q, max_k = rest[2:6]  # after the result and its log-sum-exp
     return _backward(_tokens_first(q, k, v, starts, max_q, max_k))
 
 
 @counts("_efficient_attention_forward")
 def _efficient_attention(q: Shape, k: Shape, v: Shape, _bias: Any, *rest: Any, **named: Any) -> Count | None:
-    starts, _starts_k, max_q, max_k, *_ = rest
+    starts, _starts_k, max_q, max_k = rest[:4]
     return None if named.get("seqlen_k") else _forward(_tokens_first(q, k, v, starts, max_q, max_k))
 
 
 @counts("_efficient_attention_backward")
 def _efficient_attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> Count | None:
-    _bias, _result, starts, _starts_k, max_q, max_k, *_ = rest
+    starts, _starts_k, max_q, max_k = rest[2:6]  # after the bias and the result
     return _backward(_tokens_first(q, k, v, starts, max_q, max_k))
 
 
 @counts("_cudnn_attention_forward")
 def _cudnn_attention(q: Shape, k: Shape, v: Shape, _bias: Any, *rest: Any, **_: Any) -> Count | None:
-    starts, _starts_k, max_q, max_k, *_ = rest
+    starts, _starts_k, max_q, max_k = rest[:4]
     return _forward(_heads_first(q, k, v) if len(q) == 4 else _tokens_first(q, k, v, starts, max_q, max_k))
 
 
 @counts("_cudnn_attention_backward")
 def _cudnn_attention_backward(_grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> Count | None:
-    _result, _lse, _seed, _offset, _bias, starts, _starts_k, max_q, max_k, *_ = rest
+    starts, _starts_k, max_q, max_k = rest[5:9]  # after the result, its log-sum-exp, seed, offset and bias
     return _backward(_heads_first(q, k, v) if len(q) == 4 else _tokens_first(q, k, v, starts, max_q, max_k))
 
 
@@ -163,7 +163,7 @@ def _rnn_weights(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
 
 @counts("_cudnn_rnn_backward", "miopen_rnn_backward")
 def _rnn_weights_backward(x: Shape, weights: Sequence[Shape], *rest: Any, **_: Any) -> int:
-    mask = rest[-1]  # the data's gradients are always computed, the weights' only where one is needed
+    mask: Mask = rest[-1]  # the data's gradients are always computed, the weights' only where one is needed
     return (1 + mask[3]) * _rnn(x, weights)
 
 
@@ -179,7 +179,8 @@ def _rnn_layers_packed(x: Shape, _batch_sizes: Any, _states: Any, weights: Seque
 
 @counts("lstm_mps_backward")
 def _lstm_mps_backward(*arguments: Any, **_: Any) -> int:
-    x, _outputs, _states, weights = arguments[5:9]
+    x: Shape = arguments[5]
+    weights: Sequence[Shape] = arguments[8]
     return 2 * _rnn(x, weights)
 
 
@@ -194,14 +195,16 @@ def _multi_head_attention(q: Shape, k: Shape, v: Shape, embedding: int, *_: Any,
 
 @counts("_transformer_encoder_layer_fwd")
 def _transformer_encoder_layer(x: Shape, embedding: int, *rest: Any, **_: Any) -> int:
-    feed_forward = prod(rest[12]) + prod(rest[14])
+    first: Shape = rest[12]
+    second: Shape = rest[14]
+    feed_forward = prod(first) + prod(second)
     return _multi_head_attention(x, x, x, embedding) + prod(x[:-1]) * feed_forward
 
 
 @counts("torch_nn::_linear_cross_entropy_batch_chunked")
 def _linear_cross_entropy(x: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
-    grad_x, grad_weight, _grad_bias = rest[-3:]  # this op computes the gradients in the forward
-    return (1 + grad_x + grad_weight) * prod(x) * weight[0]
+    mask: Mask = rest[-3:]  # of x, weight and bias: this op computes the gradients in the forward
+    return (1 + mask[0] + mask[1]) * prod(x) * weight[0]
 
 
 @counts("torch_nn::_linear_cross_entropy_batch_chunked_no_reduction")
