@@ -11,7 +11,8 @@ import pytest
 
 from summarycb import load
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
+ROOT = Path(__file__).parent.parent
+DEMO, README = ROOT / "examples" / "demo.py", ROOT / "README.md"
 RUNS = ("cnn-width-16", "cnn-width-32", "gpt")
 
 
@@ -44,6 +45,10 @@ def test_the_demo_ends_with_every_summary_read_back_and_says_what_to_open(
     for summary in (cnn, gpt):
         assert summary.incomplete == ()
         assert summary.hardware_flops is not None
+
+    # what the README shows is what the demo makes
+    (shown,) = re.findall(r"```text\n(.*?)\n```", README.read_text(), re.DOTALL)
+    assert gpt.to_text(depth=2).startswith(shown + "\n")
 
     assert "params            9,978 → 29,162   +19,184 (+192.3 %)" in done.stdout
     for command in ("tensorboard --logdir out/tensorboard", "mlflow ui --backend-store-uri sqlite:///out/mlflow.db"):
