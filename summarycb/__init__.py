@@ -48,7 +48,7 @@ _LAZY = {
     "watch": ("summarycb.watch", "torch"),
 }
 
-__all__ = sorted(_LAZY)  # noqa: PLE0605  (a list, once sorted)
+__all__ = sorted(_LAZY)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,8 @@ from summarycb.collect.calls import BACKWARD, FORWARD, OPTIMIZER, OUTSIDE, RECOM
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
 from summarycb.collect.memory import storage_bytes
-from summarycb.collect.modules import Held, Structure, TensorBytes, describe
-from summarycb.tree import Environment, Memory, ModelSummary, ModuleSummary, Note, Work
+from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name
+from summarycb.tree import BufferSpec, Environment, Memory, ModelSummary, ModuleSummary, Note, ParameterSpec, Work, add
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Records:
             self.training = module.training
             device = _device(self.structure)
             if device is not None and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                self.precision = f"{str(torch.get_autocast_dtype(device)).removeprefix('torch.')} autocast"
+                self.precision = f"{dtype_name(torch.get_autocast_dtype(device))} autocast"
 
 
 def build(records: Records, context: dict[str, Any]) -> ModelSummary:
@@ -136,7 +136,9 @@ def _memory(records: Records, work: dict[int, Work]) -> Memory:
         parameters=None if lazy else storage_bytes(parameters),
         buffers=None if lazy else storage_bytes(buffers),
         gradients=None if sizes is None else sum(sizes.gradients.values()),
-        optimizer_state=None if sizes is None or sizes.optimizer_state is None else sum(sizes.optimizer_state.values()),
+        optimizer_state=None
+        if sizes is None or sizes.optimizer_state is None
+        else add(*sizes.optimizer_state.values()),
         saved_activations=None if found is None or found.saved is None else found.saved.total(),
         weight_copies=None if found is None or found.weight_copies is None else found.weight_copies.total(),
         batch=None if found is None else found.batch,
@@ -168,9 +170,7 @@ def _devices(structure: Structure) -> str | None:
 
 
 def _dtypes(structure: Structure) -> str | None:
-    found = {
-        str(p.dtype).removeprefix("torch.") for m in structure.modules() for p in m._parameters.values() if p is not None
-    }
+    found = {dtype_name(p.dtype) for m in structure.modules() for p in m._parameters.values() if p is not None}
     return ", ".join(sorted(found)) or None
 
 
@@ -193,7 +193,8 @@ def _unknown_notes(records: Records) -> list[Note]:
 def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
     notes = []
     for node, facts in zip(records.structure.nodes, held, strict=True):
-        for tensor in (*facts.parameters, *facts.buffers):
+        tensors: tuple[ParameterSpec | BufferSpec, ...] = (*facts.parameters, *facts.buffers)
+        for tensor in tensors:
             if tensor.shared_with is not None:
                 name = f"{node.path}.{tensor.name}" if node.path else tensor.name
                 notes.append(Note("tied", f"{name} is {tensor.shared_with}, counted there", node.path))

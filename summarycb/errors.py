@@ -16,4 +16,6 @@ class SummaryWarning(UserWarning):
 
 def missing(extra: str, module: str) -> ModuleNotFoundError:
     """The error for an optional dependency that is not installed: names the module and the install command."""
-    return ModuleNotFoundError(f"{module} is not installed; install it with: pip install 'summarycb[{extra}]'", name=module)
+    return ModuleNotFoundError(
+        f"{module} is not installed; install it with: pip install 'summarycb[{extra}]'", name=module
+    )

@@ -1,8 +1,8 @@
 """observe(): one training step is watched where it runs, and becomes a summary.
 
-Module hooks say where code runs, a dispatch mode sees every operation once and returns its result untouched, and torch's
-optimizer hooks say when the step is over. All of it is taken off again on every way out. A collector that fails is
-dropped, its figures are None, and the step goes on.
+Module hooks say where code runs, a dispatch mode sees every operation once and returns its result untouched, and
+torch's optimizer hooks say when the step is over. All of it is taken off again on every way out. A collector that fails
+is dropped, its figures are None, and the step goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
@@ -31,7 +36,10 @@ from summarycb.tree import ModelSummary
 def observe(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
-    **context: Any,
+    *,
+    framework: str | None = None,
+    strategy: str | None = None,
+    world_size: int | None = None,
 ) -> Observation:
     """Observe one step of ``model`` by hand::
 
@@ -41,10 +49,12 @@ def observe(
         observation.summary
 
     Optimizers that step inside the block and own a parameter of the model are found by themselves; name one in
-    ``optimizer`` to have its state counted where it does not step. ``context`` sets fields of
-    :class:`summarycb.tree.Environment` that only the caller knows (``framework``, ``strategy``, ``world_size``).
+    ``optimizer`` to have its state counted where it does not step. ``framework``, ``strategy`` and ``world_size`` are
+    the fields of :class:`summarycb.tree.Environment` that only the caller knows.
+
+    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the step.
     """
-    return Observation(model, optimizer, **context)
+    return Observation(model, optimizer, framework=framework, strategy=strategy, world_size=world_size)
 
 
 class Observation:
@@ -60,10 +70,15 @@ class Observation:
     ) -> None:
         self._model: nn.Module | None = check_model(model)
         self._optimizers = check_optimizers(optimizer)
+        self._stepped: set[int] = set()
         self._context = context
-        self.backward_seen = False
+        self._failures: list[str] = []
+        self._records: Records | None = None
+        self._collectors: list[Flops | Memory] = []
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
+        self._forward_only = False
+        self.backward_seen = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -84,30 +99,41 @@ class Observation:
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
-        self._failures: list[str] = []
-        self._records: Records | None = None
         self._exit = contextlib.ExitStack()
+        self._owned = {id(parameter) for parameter in self._model.parameters()}
+        steps.listen(self)  # before anything that can fail: whoever waits for the step's end must hear of it
+        self._exit.callback(steps.unlisten, self)
         try:
             self._begin(self._model)
         except Exception as error:
-            self._failed("observation", error)
+            self._drop_all("the step", error)
+
+    @property
+    def failed(self) -> bool:
+        """A part of the package has failed; what it was to observe is missing."""
+        return bool(self._failures)
 
     @property
     def abandoned(self) -> bool:
-        """What ran so far raised, or was an evaluation, and no backward followed: a new outermost forward is a new step.
+        """What ran so far raised, or was an evaluation, and no backward followed: an outermost forward is a new step.
 
         To be asked when a forward has just been entered.
         """
         records = self._records
         if self.backward_seen or records is None or records.calls is None or records.calls.depth > 1:
             return False
-        return records.training is False or records.calls.failed is not None
+        return records.training is False or records.calls.raised
+
+    def note(self, kind: str, text: str) -> None:
+        """Say in the summary what its figures do not."""
+        if self._records is not None:
+            self._records.note(kind, text)
 
     def discard(self) -> None:
         """Take everything off and make no summary."""
         assert self._exit is not None, "start() comes first"
         self._exit.close()
-        self._exit = self._records = self._model = None
+        self._forget()
 
     def stop(self, error: BaseException | None = None) -> ModelSummary:
         """Take everything off and build the summary; ``error`` is what the step raised. Never raises."""
@@ -116,26 +142,28 @@ class Observation:
         try:
             self._exit.close()
         except Exception as fault:
-            self._failed("observation", fault)
-        self._exit = None
-        model, self._model = self._model, None
+            self._failed("the end of the step", fault)
         try:
-            records = self._records or Records(walk(model))
+            records = self._records or Records(walk(self._model))
             if self._records is not None and records.tensor_bytes is None:
-                self._guard("gradients and optimizer state", lambda: self._measure_tensors(records))
+                self._measure_tensors(records)
             if error is not None:
-                records.incomplete.append(f"the step raised {type(error).__name__}")
+                records.incomplete.append(f"the step raised {type(error).__name__}{_place(records, error)}")
             records.incomplete.extend(self._failures)
             records.backward = self.backward_seen
             self.summary = build(records, self._context)
         except Exception as fault:
             self._failed("the structure", fault)
-            self.summary = nothing(type(model).__name__, self._failures)
-        self._records = None
-        self._optimizers = []
+            self.summary = nothing(type(self._model).__name__, self._failures)
         if self._failures:
             warn("the model summary is incomplete: " + "; ".join(self._failures))
+        self._forget()
         return self.summary
+
+    def _forget(self) -> None:
+        """Nothing of the model, the optimizers or the step is kept alive by an observation that is over."""
+        self._exit = self._records = self._model = self._on_step = None
+        self._optimizers, self._collectors = [], []
 
     def _begin(self, model: nn.Module) -> None:
         assert self._exit is not None
@@ -143,32 +171,34 @@ class Observation:
         records = self._records = Records(structure)
         records.calls = Calls(structure)
         records.flops = Flops(records.calls)
+        records.calls.in_optimizer = steps.stepping()
         records.optimizers = {type(o).__name__ for o in self._optimizers}
-        self._owned = {id(p) for module in structure.modules() for p in module._parameters.values() if p is not None}
-        self._guard("memory", lambda: self._follow_memory(records))
-        self._collectors: list[Flops | Memory] = [c for c in (records.flops, records.memory) if c is not None]
+        try:
+            records.memory = Memory(structure, records.calls, self._optimizers)
+        except Exception as error:
+            self._failed("memory", error)
+        self._collectors = [c for c in (records.flops, records.memory) if c is not None]
         for module in structure.modules():
             self._hook(module)
-        steps.listen(self)
-        self._exit.callback(steps.unlisten, self)
         if "torch._dynamo" in sys.modules:
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
             # compiled graph no hook fires: the observed step alone runs eagerly
             self._exit.enter_context(torch.compiler.set_stance("force_eager"))
-        if _get_current_dispatch_mode_stack():
-            records.note("mode", "another dispatch mode was active when the step began; it saw every operation too")
-        self._exit.enter_context(_Mode(self._op))
-
-    def _follow_memory(self, records: Records) -> None:
-        assert records.calls is not None
-        records.memory = Memory(records.structure, records.calls, self._optimizers)
+        self._mode = contextlib.ExitStack()
+        self._exit.push(self._mode)
+        theirs = [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _Mode)]
+        if theirs and self._on_step is not None:
+            # begun amid the user's code: that mode may be left before the step ends, and would then pop ours
+            self._forward_only = True
+            records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
+        self._mode.enter_context(_Mode(self._op))
 
     def _hook(self, module: nn.Module) -> None:
         assert self._exit is not None
         try:
-            before = module.register_forward_pre_hook(self.enter, prepend=True, with_kwargs=True)
+            before = module.register_forward_pre_hook(Hook(self.enter), prepend=True, with_kwargs=True)
             self._exit.callback(before.remove)
-            after = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            after = module.register_forward_hook(Hook(self._leave), with_kwargs=True, always_call=True)
             self._exit.callback(after.remove)
         except RuntimeError:  # a scripted module may refuse hooks: its work is its parent's
             assert self._records is not None
@@ -180,20 +210,24 @@ class Observation:
         if records is None or records.calls is None:
             return
         try:
-            outermost = records.calls.depth == 0
-            records.calls.enter(module, args, kwargs)
+            outermost = records.calls.enter(module, args, kwargs)
             if outermost:
                 records.saw_call(module)
         except Exception as error:
             self._drop_all("module calls", error)
             return
-        if outermost and (memory := records.memory) is not None:
-            self._guard("memory", lambda: memory.enter(args, kwargs))
+        if outermost and records.memory is not None:
+            try:
+                records.memory.enter(args, kwargs)
+            except Exception as error:
+                self._drop(records.memory, error)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._records is not None and self._records.calls is not None:
             try:
                 self._records.calls.exit(module, output)
+                if self._forward_only and self._records.calls.depth == 0:
+                    self._mode.close()
             except Exception as error:
                 self._drop_all("module calls", error)
 
@@ -209,7 +243,7 @@ class Observation:
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
         if self._records is not None and self._records.calls is not None:
-            # an optimizer that takes a closure runs forward and backward inside its step; those have phases of their own
+            # an optimizer that takes a closure runs forward and backward inside its step: phases of their own
             self._records.calls.in_optimizer = True
 
     def step_ends(self, optimizer: torch.optim.Optimizer) -> None:
@@ -222,22 +256,19 @@ class Observation:
         if records is not None:
             if all(known is not optimizer for known in self._optimizers):
                 self._optimizers.append(optimizer)
+            self._stepped.add(id(optimizer))
             records.optimizers.add(type(optimizer).__name__)
-            self._guard("gradients and optimizer state", lambda: self._measure_tensors(records))
+            self._measure_tensors(records)
         if self._on_step is not None:
             self._on_step()
 
     def _measure_tensors(self, records: Records) -> None:
-        records.tensor_bytes = tensor_bytes(records.structure, self._optimizers if self._optimizers else None)
-
-    def _guard(self, what: str, action: Callable[[], None]) -> None:
         try:
-            action()
+            # one that has neither stepped nor a state from before will have one that nobody knows yet
+            idle = [known for known in self._optimizers if id(known) not in self._stepped and not known.state]
+            records.tensor_bytes = tensor_bytes(records.structure, self._optimizers or None, idle)
         except Exception as error:
-            if what == "memory" and self._records is not None and self._records.memory is not None:
-                self._drop(self._records.memory, error)
-            else:
-                self._failed(what, error)
+            self._failed("gradients and optimizer state", error)
 
     def _drop(self, collector: Flops | Memory, error: Exception) -> None:
         assert self._records is not None
@@ -250,22 +281,44 @@ class Observation:
             self._failed("memory", error)
 
     def _drop_all(self, what: str, error: Exception) -> None:
-        assert self._records is not None
         self._collectors = []
-        self._records.calls = self._records.flops = self._records.memory = None
+        if self._records is not None:
+            self._records.calls = self._records.flops = self._records.memory = None
         self._failed(what, error)
 
     def _failed(self, what: str, error: Exception) -> None:
-        self._failures.append(f"{what} could not be observed ({type(error).__name__}: {error})")
+        reason = f"{what} could not be observed ({type(error).__name__}: {error})"
+        if reason not in self._failures:
+            self._failures.append(reason)
 
 
-class _Mode(TorchDispatchMode):
+class Hook:
+    """A hook on a module; a copy or a pickle of the module carries one that does nothing."""
+
+    def __init__(self, see: Callable[..., None] | None = None) -> None:
+        self._see = see
+
+    def __call__(self, *args: Any) -> None:  # noqa: D102  # the class says it
+        if torch.compiler.is_compiling():  # traced into a graph, of which nothing will be seen as it runs
+            self.traced()
+        elif self._see is not None:
+            self._see(*args)
+
+    def traced(self) -> bool:
+        """Called as the compiler traces the module, not when the graph runs."""
+        return True
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
+        return Hook, ()
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
     """Calls every operation once, as it is, and then shows it."""
 
     supports_higher_order_operators = True
 
     def __init__(self, see: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._see = see
 
     @classmethod
@@ -281,17 +334,49 @@ class _Mode(TorchDispatchMode):
         self._see(func, args, kwargs, out)
         return out
 
+    def __exit__(self, *exc_info: Any) -> None:
+        """Leave, though modes of the user's may have been entered since, which stay: torch pops whatever is on top."""
+        above: list[TorchDispatchMode] = []
+        while _get_current_dispatch_mode_stack()[-1] is not self:
+            above.append(_pop_mode())
+        if above:
+            # each mode puts back, when it is left, the flags that it found: the next one above inherits ours
+            heir = above[-1]
+            for flags in _FLAGS:
+                found = getattr(self, flags).pop()
+                getattr(heir, flags)[-1] = found
+            _pop_mode()
+        else:
+            super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
+        for mode in reversed(above):
+            _push_mode(mode)
+
+
+_FLAGS = (
+    "old_dispatch_mode_flags",
+    "old_non_infra_dispatch_mode_flags",
+    "old_without_ignore_compile_internals_dispatch_mode_flags",
+)
+
+
+def _place(records: Records, error: BaseException) -> str:
+    slot = None if records.calls is None else records.calls.failed(error)
+    return "" if slot is None else f" in {records.structure.nodes[slot].path or 'the root'}"
+
 
 def check_model(model: object) -> nn.Module:
     """``model``, or SummaryError when it is no module."""
     if not isinstance(model, nn.Module):
-        raise SummaryError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise SummaryError(f"model must be a torch.nn.Module, not {given}")
     return model
 
 
 def check_optimizers(optimizer: object) -> list[torch.optim.Optimizer]:
     """A list of optimizers from one, several or None; SummaryError for anything else."""
-    given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, Iterable) else list(optimizer)
+    given: list[Any] = (
+        [] if optimizer is None else [optimizer] if not isinstance(optimizer, Iterable) else list(optimizer)
+    )
     for item in given:
         if not isinstance(item, torch.optim.Optimizer):
             raise SummaryError(

@@ -201,7 +201,9 @@ def _dataclass_decoder(kind: type) -> _Decoder:
     # the tree above a module or a summary is put together here, not read from nested JSON
     made = {"children", "root"}
     decoders = {
-        name: _decode_spec if f.type == "Spec" else _decoder(hints[name]) for name, f in names.items() if name not in made
+        name: _decode_spec if f.type == "Spec" else _decoder(hints[name])
+        for name, f in names.items()
+        if name not in made
     }
 
     def decode(value: Any, where: str) -> Any:

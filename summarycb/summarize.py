@@ -45,15 +45,20 @@ def summarize(
     check_model(model)
     if mode not in ("same", "train", "eval"):
         raise SummaryError(f"mode must be 'same', 'train' or 'eval', not {mode!r}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise SummaryError(f"kwargs must be a mapping of names to inputs, not {type(kwargs).__name__}")
     if not isinstance(args, tuple):
         raise SummaryError(f"args must be a tuple of positional inputs, as in (x,), not {type(args).__name__}")
     if input_size is not None and (args or kwargs):
         raise SummaryError("give either args and kwargs or input_size, not both")
     if dtypes is not None and input_size is None:
         raise SummaryError("dtypes says how input_size is to be filled; without input_size there is nothing to fill")
-    target = None if device is None else torch.device(device)
+    target = _device(device)
     shapes = None if input_size is None else _shapes(input_size)
+    dtypes = _dtypes(dtypes, shapes or [])
     if shapes is None and not args and not kwargs:
+        if backward:
+            raise SummaryError("backward=True needs an input: give args and kwargs, or input_size")
         return build(Records(walk(model)), {})
     with _same_random_state(model, target), _borrowed(model, target), _flags(model, mode):
         if shapes is not None:
@@ -63,17 +68,18 @@ def summarize(
         with observation, torch.set_grad_enabled(backward):
             output = model(*call_args, **call_kwargs)
             if backward:
-                _loss(output).backward()
+                output = _loss(output)  # nobody holds the output itself, as in a training step
+                torch.autograd.backward(output)
             del output
     assert observation.summary is not None
     return observation.summary
 
 
-def _shapes(input_size: Sequence[int] | Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    sizes = list(input_size)
-    shapes = [sizes] if all(isinstance(n, int) for n in sizes) else sizes
+def _shapes(input_size: Any) -> list[tuple[int, ...]]:
     try:
-        return [tuple(_dimension(n) for n in shape) for shape in shapes]  # type: ignore[union-attr]
+        sizes = list(input_size)
+        shapes = [sizes] if all(isinstance(n, int) for n in sizes) else sizes
+        return [tuple(_dimension(n) for n in shape) for shape in shapes]
     except TypeError:
         raise SummaryError(
             f"input_size must be a shape such as (1, 3, 224, 224), or a list of shapes, not {input_size!r}"
@@ -81,24 +87,38 @@ def _shapes(input_size: Sequence[int] | Sequence[Sequence[int]]) -> list[tuple[i
 
 
 def _dimension(size: object) -> int:
-    if not isinstance(size, int) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise TypeError
     return size
 
 
-def _inputs(
-    model: nn.Module, shapes: list[tuple[int, ...]], dtypes: Sequence[torch.dtype] | None, device: torch.device | None
-) -> tuple[torch.Tensor, ...]:
-    kinds = [torch.float32] * len(shapes) if dtypes is None else list(dtypes)
-    if len(kinds) != len(shapes) or not all(isinstance(kind, torch.dtype) for kind in kinds):
+def _dtypes(dtypes: Any, shapes: list[tuple[int, ...]]) -> list[torch.dtype]:
+    kinds = [torch.float32] * len(shapes) if dtypes is None else dtypes
+    fits = isinstance(kinds, Sequence) and len(kinds) == len(shapes)
+    if not fits or not all(isinstance(kind, torch.dtype) for kind in kinds):
         raise SummaryError(f"dtypes must hold one torch.dtype for each of the {len(shapes)} shapes, not {dtypes!r}")
+    return list(kinds)
+
+
+def _device(device: Any) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise SummaryError(
+            f"device must be a torch.device or its name, such as 'cpu', 'cuda:0' or 'meta', not {device!r}"
+        ) from None
+
+
+def _inputs(
+    model: nn.Module, shapes: list[tuple[int, ...]], dtypes: Sequence[torch.dtype], device: torch.device | None
+) -> tuple[torch.Tensor, ...]:
     where = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     rows = min((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=2)
     return tuple(
         torch.rand(shape, dtype=kind, device=where)
         if kind.is_floating_point or kind.is_complex
         else torch.randint(0, 2 if kind is torch.bool else max(rows, 1), shape, device=where).to(kind)
-        for shape, kind in zip(shapes, kinds, strict=True)
+        for shape, kind in zip(shapes, dtypes, strict=True)
     )
 
 
@@ -146,16 +166,18 @@ def _flags(model: nn.Module, mode: Mode) -> Iterator[None]:
 def _borrowed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Buffers are copies meanwhile, gradients set aside, and with another ``device`` parameters are copies there."""
     parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
-    buffers: list[tuple[nn.Module, str, torch.Tensor]] = []
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     copies: dict[int, torch.Tensor] = {}
     for module in model.modules():
         parameters += [(module, name, p) for name, p in module._parameters.items() if p is not None]
-        buffers += [(module, name, b) for name, b in module._buffers.items() if b is not None]
     try:
-        for module, name, buffer in buffers:
-            copy = copies.setdefault(id(buffer), buffer.detach().to(device or buffer.device, copy=True))
-            module._buffers[name] = copy
+        for module, held in buffers:
+            for name, buffer in held.items():
+                if buffer is not None and not nn.parameter.is_lazy(buffer):
+                    if id(buffer) not in copies:
+                        copies[id(buffer)] = buffer.detach().to(device or buffer.device, copy=True)
+                    module._buffers[name] = copies[id(buffer)]
         for parameter, _ in gradients:
             parameter.grad = None
         for module, name, parameter in parameters:
@@ -170,7 +192,8 @@ def _borrowed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
         for module, name, parameter in parameters:
             if module._parameters.get(name) is not parameter:
                 setattr(module, name, parameter)
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+        for module, held in buffers:
+            module._buffers.clear()  # the forward may have added some
+            module._buffers.update(held)
         for parameter, gradient in gradients:
             parameter.grad = gradient

@@ -138,6 +138,13 @@ def check_names(targets: object) -> None:
             )
 
 
+def check_timeout(timeout: object) -> float:
+    """``timeout``, or :class:`SummaryError` when it is no number of seconds that a thread can be waited for."""
+    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 <= timeout <= threading.TIMEOUT_MAX:
+        return timeout
+    raise SummaryError(f"timeout must be a number of seconds from 0 on, not {timeout!r}")
+
+
 def resolve(targets: object) -> list[Tracker]:
     """Adapters for native objects, names and references. Raises :class:`SummaryError` for what no adapter takes."""
     check_names(targets)
@@ -198,7 +205,10 @@ class Publisher:
             # a daemon: a tracker that never answers must not keep the process from ending
             thread = threading.Thread(target=_write, args=arguments, name=f"summarycb-{name}", daemon=True)
             self._jobs.append((name, thread, failures))
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process may have no more threads
+                failures.append(_reason(error))
 
     def flush(self) -> None:
         """Wait until everything is written or the time is over, then say once what was not."""
@@ -207,7 +217,8 @@ class Publisher:
         jobs, self._jobs = self._jobs, []
         reasons = []
         for name, thread, failures in jobs:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 reasons.append(f"{name}: no answer within {self._timeout:g} s")
             reasons += [f"{name}: {failure}" for failure in failures]

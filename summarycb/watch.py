@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,10 +13,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from summarycb.collect.modules import walk
-from summarycb.observe import Observation, check_model, check_optimizers
+from summarycb.observe import Hook, Observation, check_model, check_optimizers
 from summarycb.render.terminal import show
-from summarycb.trackers import Publisher, Report, resolve, warn
+from summarycb.trackers import Publisher, Report, check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
 
@@ -65,14 +65,15 @@ class Watch:
         timeout: float,
     ) -> None:
         self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
-        self._optimizers = check_optimizers(optimizer)
+        self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
         self._depth, self._columns = check_depth(depth), check_columns(columns)
         self._verbose, self._step = verbose, step
-        self._publisher = Publisher(resolve(trackers), timeout)
+        self._publisher = Publisher(resolve(trackers), check_timeout(timeout))
         self._observation: Observation | None = None
         self._handles: list[RemovableHandle] = []
+        self._stance: AbstractContextManager[None] | None = None
         hook = _FirstForward(self)
-        for module in walk(model).modules():
+        for module in model.modules():
             try:
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
             except RuntimeError:  # a scripted module may refuse hooks
@@ -101,48 +102,72 @@ class Watch:
         model = None if self._model is None else self._model()
         if model is None or not torch.is_grad_enabled():
             return
-        if self._observation is not None:
-            if not self._observation.abandoned:
-                return
-            self._observation.discard()
+        if self._observation is not None and not self._observation.abandoned:
+            return
         try:
-            self._observation = Observation(model, self._optimizers)
+            if self._observation is not None:
+                self._observation.discard()
+            optimizers = [alive for known in self._optimizers if (alive := known()) is not None]
+            self._observation = Observation(model, optimizers)
             self._observation.start(on_step=lambda: self._finish(None))
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
+            if self._stance is not None:
+                self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")
         except Exception as error:
-            warn(f"the model summary could not be made: {type(error).__name__}: {error}")
-            self._disarm()
+            self._give_up(error)
+
+    def _traced(self) -> None:
+        """A training forward is compiled, hooks and all: a graph shows nothing, so the next one is to run eagerly."""
+        if self._observation is None and self._model is not None and self._stance is None:
+            self._stance = torch.compiler.set_stance("force_eager")
 
     def _finish(self, error: BaseException | None) -> None:
         observation, self._observation = self._observation, None
-        self._disarm()
-        if observation is None or not observation.running:
+        try:
+            if observation is not None and observation.running:
+                self.summary = observation.stop(error)
+        finally:
+            self._disarm()
+        if observation is None or self.summary is None:
             return
-        self.summary = observation.stop(error)
-        report = Report(self.summary, self._depth)
-        if self._verbose:
-            show(self.summary, depth=self._depth, columns=self._columns)
-        self._publisher.publish(report, step=self._step)
+        try:
+            if self._verbose:
+                show(self.summary, depth=self._depth, columns=self._columns)
+            self._publisher.publish(Report(self.summary, self._depth), step=self._step)
+        except Exception as fault:
+            self._give_up(fault)
+
+    def _give_up(self, error: Exception) -> None:
+        self._observation = None
+        self._disarm()
+        what = "made" if self.summary is None else "shown and sent"
+        warn(f"the model summary could not be {what}: {type(error).__name__}: {error}")
 
     def _disarm(self) -> None:
         self._model = None
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
 
 
-class _FirstForward:
-    """The hook on each module; a copy or a pickle of the model carries one that does nothing."""
+class _FirstForward(Hook):
+    """The hook on each module while nothing is observed."""
 
-    def __init__(self, watch: Watch | None = None) -> None:
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(watch._forward_begins)
         self._watch = watch
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._watch is not None:
-            self._watch._forward_begins(module, args, kwargs)
+    def traced(self) -> bool:
+        """Run once as the compiler traces the call, and nothing of it becomes part of the graph."""
+        if torch.is_grad_enabled():
+            self._watch._traced()
+        return True
 
-    def __reduce__(self) -> tuple[type[_FirstForward], tuple[()]]:
-        return _FirstForward, ()
+    # what torch.compiler.assume_constant_result sets, without the import of the compiler that it costs
+    traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _close(watch: weakref.ref[Watch]) -> None:

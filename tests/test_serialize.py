@@ -38,15 +38,29 @@ shape = st.lists(st.integers(0, 10**6), max_size=3).map(tuple)
 tensor = st.builds(TensorSpec, shape, text, text)
 spec = st.recursive(
     st.none() | tensor | st.builds(Opaque, text),
-    lambda inner: st.lists(inner, max_size=3).map(tuple)
-    | st.builds(Nested, text, st.lists(st.tuples(text, inner), max_size=3).map(tuple)),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(tuple)
+        | st.builds(Nested, text, st.lists(st.tuples(text, inner), max_size=3).map(tuple))
+    ),
     max_leaves=6,
 )
 work = st.builds(Work, amount, amount, amount, amount, amount)
 parameter = st.builds(
-    ParameterSpec, text, st.none() | shape, text, text, st.booleans(), amount, st.none() | shape, st.none() | text, amount, amount
+    ParameterSpec,
+    text,
+    st.none() | shape,
+    text,
+    text,
+    st.booleans(),
+    amount,
+    st.none() | shape,
+    st.none() | text,
+    amount,
+    amount,
 )
-buffer = st.builds(BufferSpec, text, st.none() | shape, text, text, st.booleans(), amount, st.none() | shape, st.none() | text)
+buffer = st.builds(
+    BufferSpec, text, st.none() | shape, text, text, st.booleans(), amount, st.none() | shape, st.none() | text
+)
 module = st.deferred(
     lambda: st.builds(
         ModuleSummary,
@@ -68,7 +82,9 @@ summary = st.builds(
     ModelSummary,
     root=module,
     outside=work,
-    memory=st.builds(Memory, *[amount] * 8, st.sampled_from([None, "forward", "backward", "optimizer"]), st.none() | text),
+    memory=st.builds(
+        Memory, *[amount] * 8, st.sampled_from([None, "forward", "backward", "optimizer"]), st.none() | text
+    ),
     environment=st.builds(
         Environment, text, text, st.none() | st.booleans(), *[st.none() | text] * 5, st.none() | st.integers(1, 9)
     ),
@@ -120,7 +136,10 @@ BAD = {
     ),
     "100,000-deep": (deep(100_000), "nested too deeply"),
     "deep shapes": (
-        SUMMARY.to_json().replace('"inputs":[', '"inputs":' + "[" * 800 + "[", 1).replace('],"outputs"', "]" * 801 + ',"outputs"', 1).encode(),
+        SUMMARY.to_json()
+        .replace('"inputs":[', '"inputs":' + "[" * 800 + "[", 1)
+        .replace('],"outputs"', "]" * 801 + ',"outputs"', 1)
+        .encode(),
         "nested too deeply",
     ),
     "a pickle": (pickle.dumps({"a": 1}), "never a pickle"),
@@ -131,9 +150,18 @@ BAD = {
     "a bool for a number": (document(optimizer_macs=True), r"summary\.optimizer_macs must be int, not bool"),
     "no modules": (document(modules=[]), "modules must be a list with at least one module"),
     "modules of the wrong kind": (document(modules=[3]), r"modules\[0\] must be an object, not int"),
-    "a parent that comes later": (with_module(parent=2), r"modules\[1\]\.parent must be the index of an earlier module, not 2"),
-    "a parent that is no index": (with_module(parent=True), r"modules\[1\]\.parent must be the index of an earlier module, not True"),
-    "an unknown field": (with_module(weights=[1.0]), r"modules\[1\] lacks the fields \[\] and has the unknown fields \['weights'\]"),
+    "a parent that comes later": (
+        with_module(parent=2),
+        r"modules\[1\]\.parent must be the index of an earlier module, not 2",
+    ),
+    "a parent that is no index": (
+        with_module(parent=True),
+        r"modules\[1\]\.parent must be the index of an earlier module, not True",
+    ),
+    "an unknown field": (
+        with_module(weights=[1.0]),
+        r"modules\[1\] lacks the fields \[\] and has the unknown fields \['weights'\]",
+    ),
     "a lacking field": (document(memory={}), r"summary\.memory lacks the fields \['batch', .*'weight_copies'\]"),
     "a spec of no kind": (
         with_module(signatures=[{"calls": 1, "inputs": 3, "outputs": None}]),

@@ -1,4 +1,4 @@
-"""ModelSummaryCallback: the first real training step of a Lightning Trainer, in ``lightning.pytorch`` and ``pytorch_lightning``."""
+"""ModelSummaryCallback: the first real training step of a Trainer of ``lightning.pytorch`` or ``pytorch_lightning``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from summarycb.errors import missing
 from summarycb.observe import Observation
 from summarycb.render.terminal import show
-from summarycb.trackers import Publisher, Report, Tracker, check_names, resolve, warn, wrap
+from summarycb.trackers import Publisher, Report, Tracker, check_names, check_timeout, resolve, warn, wrap
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
 
@@ -41,9 +41,9 @@ class ModelSummaryCallback(LightningModelSummary):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ModelSummaryCallback:
         """An object that is also a ``ModelSummary`` of each Lightning that is in use, so that none prints its own."""
-        if LightningModelSummary is object and not any(_is_lightning(base) for base in cls.__mro__):
-            namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
-            cls = type(cls.__name__, (cls, *_bases()), namespace)  # noqa: PLW0642
+        if not any(base.__name__ == "ModelSummary" and _is_lightning(base) for base in cls.__mro__):
+            same = {name: getattr(cls, name) for name in ("__module__", "__doc__", "__qualname__")}
+            cls = type(cls.__name__, (cls, *_bases()), {**same, "_written": cls})
         return object.__new__(cls)
 
     def __init__(
@@ -56,14 +56,7 @@ class ModelSummaryCallback(LightningModelSummary):
         timeout: float = 10.0,
     ) -> None:
         super().__init__(max_depth=-1 if depth is None else check_depth(depth) or 0)
-        self._arguments = {
-            "depth": check_depth(depth),
-            "trackers": trackers,
-            "columns": columns,
-            "verbose": verbose,
-            "timeout": timeout,
-        }
-        self._depth, self._verbose, self._timeout = depth, verbose, timeout
+        self._depth, self._verbose, self._timeout = depth, verbose, check_timeout(timeout)
         self._columns = check_columns(columns)
         if trackers != "auto":
             check_names(trackers)
@@ -75,12 +68,15 @@ class ModelSummaryCallback(LightningModelSummary):
         self._publisher: Publisher | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        original = next(base for base in type(self).__mro__ if base.__module__ != "abc" and not _is_made(base))
-        return _rebuild, (original, self._arguments)
+        written = getattr(type(self), "_written", type(self))
+        state = {**self.__dict__, "_observation": None, "_publisher": None}
+        for bound in ("log", "log_dict"):  # the Trainer puts methods of the model there
+            state.pop(bound, None)
+        return _rebuild, (written,), state
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit begins: its first training batch is to be observed."""
-        self._done = bool(getattr(trainer, "_is_barebones", False) or trainer.barebones)
+        self._done = trainer.barebones
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is on its device, and the forward is next."""
@@ -96,10 +92,11 @@ class ModelSummaryCallback(LightningModelSummary):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step has been made."""
-        if self._observation is not None and not self._observation.backward_seen:
+        seen = self._observation
+        if seen is not None and not seen.backward_seen and not seen.failed:
             self._discard()  # training_step returned None: the next batch may be a real step
-            return
-        self._finish(trainer, None)
+        else:
+            self._finish(trainer, None)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No batch end came if the module's ``on_train_batch_start`` returned -1."""
@@ -139,8 +136,11 @@ class ModelSummaryCallback(LightningModelSummary):
 
     def _discard(self) -> None:
         observation, self._observation = self._observation, None
-        if observation is not None:
-            observation.discard()
+        try:
+            if observation is not None:
+                observation.discard()
+        except Exception as error:
+            self._give_up(error)
 
     def _flush(self) -> None:
         if self._publisher is not None:
@@ -152,8 +152,8 @@ class ModelSummaryCallback(LightningModelSummary):
         warn(f"the model summary could not be made: {type(error).__name__}: {error}")
 
 
-def _rebuild(kind: type[ModelSummaryCallback], arguments: dict[str, Any]) -> ModelSummaryCallback:
-    return kind(**arguments)
+def _rebuild(written: type[ModelSummaryCallback]) -> ModelSummaryCallback:
+    return written.__new__(written)
 
 
 def _context(trainer: Trainer) -> dict[str, Any]:
@@ -166,26 +166,20 @@ def _context(trainer: Trainer) -> dict[str, Any]:
 
 def _bases() -> list[type]:
     """Lightning's own summary callback from each package in use; from an installed one when none is yet."""
-    in_use = [name for name in _PACKAGES if name in sys.modules]
+    in_use = [name for name in _PACKAGES if sys.modules.get(name) is not None]
+    found: list[type] = []
     for name in in_use or _PACKAGES:
         try:
-            importlib.import_module(f"{name}.callbacks")
+            found.append(importlib.import_module(f"{name}.callbacks").ModelSummary)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != _PACKAGES[name]:
                 raise
-        else:
-            if not in_use:
-                in_use = [name]
-                break
-    if not in_use:
+        if found and not in_use:
+            break
+    if not found:
         raise missing("lightning", "lightning")
-    return [sys.modules[f"{name}.callbacks"].ModelSummary for name in in_use]
+    return found
 
 
 def _is_lightning(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in _PACKAGES.values()
-
-
-def _is_made(kind: type) -> bool:
-    """A class that ``__new__`` put together."""
-    return any(_is_lightning(base) for base in kind.__bases__)

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ _MAX_NESTING = 8
 _MAX_ITEMS = 64
 
 graph_task = torch._C._current_graph_task_id
-_next_sequence_number = torch.autograd._get_sequence_nr
+_next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 
 @dataclass(slots=True)
@@ -51,8 +51,12 @@ class Calls:
         self.counts = [0] * len(structure.nodes)
         self.signatures: list[dict[tuple[Spec, Spec], int]] = [{} for _ in structure.nodes]
         self.in_optimizer = False
-        self.failed: int | None = None
+        self.raised = False
+        """An outermost call has ended by an error."""
+        self._failed = OUTSIDE
+        self._error = 0  # an id: the error itself would keep its frames, and their tensors, alive
         self.other_threads = False
+        self._outermost = 0
         self._starts: list[int] = []
         self._owners: list[int] = []
         self._mark(OUTSIDE)
@@ -62,18 +66,26 @@ class Calls:
         """How many module calls are open."""
         return len(self._stack)
 
-    def enter(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """A module's forward begins."""
+    def enter(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+        """A module's forward begins; True when it is the outermost."""
         task = graph_task()
-        if task == NO_TASK and threading.get_ident() != self._thread:
-            self.other_threads = True
-            return
+        if task == NO_TASK:
+            if threading.get_ident() != self._thread:
+                self.other_threads = True
+                return False
+            if not self._stack:
+                self._outermost = _python_depth()
+            elif self._stack[0].module == id(module) and _python_depth() <= self._outermost:
+                # no call of itself: an interrupt ended the earlier one, and torch calls no hook then
+                self.raised = True
+                self._stack.clear()
         slot = self._slot_of[id(module)]
         top = self._stack[-1] if self._stack else None
         # a wrapper and what it wraps are one row, hence one call
         counted = task == NO_TASK and not (top is not None and top.slot == slot and top.module != id(module))
         self._stack.append(_Frame(slot, id(module), task, describe_call(args, kwargs), counted, sys.exc_info()[1]))
         self._mark(slot)
+        return top is None
 
     def exit(self, module: torch.nn.Module, output: object) -> None:
         """A module's forward has returned, or raised."""
@@ -88,14 +100,29 @@ class Calls:
             return
         self._mark(self._stack[-1].slot if self._stack else OUTSIDE)
         error = sys.exc_info()[1]
-        if error is not None and error is not frame.error and self.failed is None and frame.task == NO_TASK:
-            self.failed = frame.slot
+        if error is None or error is frame.error:
+            self._error = 0  # an earlier one has been handled, and its id may be another's next
+        elif frame.task == NO_TASK:
+            if id(error) != self._error:  # the innermost call is the first that it leaves
+                self._error, self._failed = id(error), frame.slot
+            self.raised = self.raised or not self._stack
         if frame.counted:
             self.counts[frame.slot] += 1
             known = self.signatures[frame.slot]
             key = (frame.inputs, describe(output))
             if key in known or len(known) < _MAX_SIGNATURES:
                 known[key] = known.get(key, 0) + 1
+
+    def failed(self, error: BaseException) -> int | None:
+        """The slot of the innermost call that ``error`` ended; None when it was raised outside of modules."""
+        if self._stack:  # an interrupt: torch calls no hook on its way out
+            return self._stack[-1].slot
+        cause: BaseException | None = error
+        while cause is not None:
+            if id(cause) == self._error:
+                return self._failed
+            cause = cause.__cause__ or cause.__context__
+        return None
 
     def where(self) -> tuple[int, str]:
         """The slot and the phase of the operation that is running now."""
@@ -132,6 +159,14 @@ class Calls:
         return self._owners[index] if index >= 0 else OUTSIDE
 
 
+def _python_depth() -> int:
+    depth = 0
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
 def describe_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Spec:
     """A tuple when all arguments are positional, else a mapping by position and keyword."""
     if not kwargs:
@@ -142,11 +177,17 @@ def describe_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Spe
 
 def describe(value: object, nesting: int = 0) -> Spec:
     """The shapes in ``value``, in its own nesting; anything unknown is its type name. Never raises."""
-    if isinstance(value, torch.Tensor):
-        return tensor_spec(value)
     if value is None:
         return None
     kind = type(value)
+    if isinstance(value, torch.Tensor):
+        try:
+            if value.is_nested:  # its ragged size is no number, that of its parts is
+                parts = {"values": value._values, "offsets": value._offsets}  # type: ignore[attr-defined]
+                return _nested(kind.__name__, parts.items(), nesting)
+            return TensorSpec(tuple(map(int, value.shape)), dtype_name(value.dtype), str(value.device))
+        except Exception:  # a subclass without a shape, a nested one without parts
+            return Opaque(kind.__name__)
     if nesting >= _MAX_NESTING:
         return Opaque(kind.__name__)
     try:
@@ -161,19 +202,11 @@ def describe(value: object, nesting: int = 0) -> Spec:
         if isinstance(value, Mapping):
             return _nested(kind.__name__, value.items(), nesting)
         if dataclasses.is_dataclass(value):
-            return _nested(kind.__name__, [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)], nesting)
+            fields = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+            return _nested(kind.__name__, fields, nesting)
     except Exception:  # a container of the user's whose own methods fail
         return Opaque(kind.__name__)
     return Opaque(kind.__name__)
-
-
-def tensor_spec(tensor: torch.Tensor) -> TensorSpec:
-    """Shape, dtype and device."""
-    try:
-        shape = tuple(tensor.shape)
-    except RuntimeError:  # a jagged nested tensor of the strided kind has no one shape
-        shape = ()
-    return TensorSpec(tuple(map(int, shape)), dtype_name(tensor.dtype), str(tensor.device))
 
 
 def iter_tensors(value: object, nesting: int = 0) -> Iterator[torch.Tensor]:
@@ -181,14 +214,17 @@ def iter_tensors(value: object, nesting: int = 0) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif nesting < _MAX_NESTING:
-        items: object = ()
-        if isinstance(value, Mapping):
-            items = value.values()
-        elif isinstance(value, (list, tuple)):
-            items = value
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            items = [getattr(value, f.name) for f in dataclasses.fields(value)]
-        for item in items:  # type: ignore[attr-defined]
+        items: list[object] = []
+        try:
+            if isinstance(value, Mapping):
+                items = list(value.values())
+            elif isinstance(value, (list, tuple)):
+                items = list(value)
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                items = [getattr(value, f.name) for f in dataclasses.fields(value)]
+        except Exception:  # a container of the user's whose own methods fail
+            return
+        for item in items:
             yield from iter_tensors(item, nesting + 1)
 
 

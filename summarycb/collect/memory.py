@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from summarycb.collect.calls import FORWARD, NO_TASK, OUTSIDE, Calls, graph_task
 from summarycb.collect.modules import Structure, TensorBytes
 
 _STATIC, _PARAMETER, _BATCH, _MADE, _WEIGHT_COPY = "static", "parameter", "batch", "made", "weight copy"
+
 
 class _Alive(weakref.ref[torch.UntypedStorage]):
     """A weak reference to a live storage, with what is to be known of it when it goes."""
@@ -156,7 +157,7 @@ def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices().untyped_storage(), tensor._values().untyped_storage()]
     if tensor.layout is torch.jagged:
-        return [tensor._values.untyped_storage(), tensor._offsets.untyped_storage()]  # type: ignore[attr-defined,operator]
+        return [tensor._values.untyped_storage(), tensor._offsets.untyped_storage()]  # type: ignore[attr-defined]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
         return [part.untyped_storage() for part in parts]
@@ -171,12 +172,18 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({s._cdata: s.nbytes() for tensor in tensors for s in _storages(tensor)}.values())
 
 
-def tensor_bytes(structure: Structure, optimizers: Iterable[torch.optim.Optimizer] | None) -> TensorBytes:
-    """Bytes of each parameter's gradient and optimizer state, from the real objects; ``None`` is no optimizer seen."""
+def tensor_bytes(
+    structure: Structure,
+    optimizers: Sequence[torch.optim.Optimizer] | None,
+    idle: Sequence[torch.optim.Optimizer] = (),
+) -> TensorBytes:
+    """Bytes of each parameter's gradient and optimizer state, from the real objects; ``None`` is no optimizer seen.
+
+    The state is unknown for the parameters of an ``idle`` optimizer, which has not made it yet.
+    """
     found = TensorBytes()
-    optimizers = None if optimizers is None else list(optimizers)
     if optimizers is not None:
-        found.optimizer_state = {}
+        found.optimizer_state = {id(p): None for o in idle for group in o.param_groups for p in group["params"]}
     for module in structure.modules():
         for parameter in module._parameters.values():
             if parameter is None:

@@ -25,7 +25,7 @@ _MAX_CONFIG = 200
 
 @dataclass
 class Node:
-    """A row of the summary in the making. ``modules`` are the wrappers, outermost first, and the user's module, last."""
+    """A row of the summary in the making. ``modules``: the wrappers, outermost first, then the user's module."""
 
     path: str
     name: str
@@ -100,7 +100,7 @@ class TensorBytes:
 
     def __init__(self) -> None:
         self.gradients: dict[int, int] = {}
-        self.optimizer_state: dict[int, int] | None = None
+        self.optimizer_state: dict[int, int | None] | None = None
 
 
 def describe(structure: Structure, tensor_bytes: TensorBytes | None) -> list[Held]:
@@ -122,7 +122,8 @@ def _held(node: Node, owners: dict[int, str], tensor_bytes: TensorBytes | None) 
             if buffer is not None:
                 shared = _shared(buffer, node, name, owners)
                 persistent = name not in module._non_persistent_buffers_set
-                buffers.append(BufferSpec(name, *_where(buffer), persistent, _bytes(buffer), _local_shape(buffer), shared))
+                size = _bytes(buffer)
+                buffers.append(BufferSpec(name, *_where(buffer), persistent, size, _local_shape(buffer), shared))
     return Held(type_name(node.module), config(node.module), node.module.training, tuple(parameters), tuple(buffers))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Sequence
-
-from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from summarycb.tree import ModelSummary
 from summarycb.view import Row, View, select
+
+_numbers = random.getstate()
+try:  # rich draws a random number when it is first imported, and the training's own must not change
+    from rich.cells import cell_len
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+finally:
+    random.setstate(_numbers)
 
 _GAP = 1
 _LEAST_NAME, _LEAST_TEXT = 24, 10

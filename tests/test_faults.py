@@ -1,0 +1,395 @@
+"""Promise 4: whatever fails inside the package, training goes on bit by bit, and one warning says what is missing.
+
+A wrong argument is not such a failure: it raises at once, with what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import summarycb
+from summarycb.collect.calls import Calls
+from summarycb.collect.flops import Flops
+from summarycb.collect.memory import Memory
+from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.tree import ModelSummary
+from tests.trainings import CASES, NOTHING, everything, left_behind, loss_of
+
+# ``summarycb.observe`` and ``summarycb.watch`` are the functions
+BUILD, OBSERVE, TERMINAL, VIEW, WATCH = (
+    importlib.import_module(f"summarycb.{name}") for name in ("build", "observe", "render.terminal", "view", "watch")
+)
+
+CALLS = {"calls", "input shapes"}
+WORK = {"forward MACs", "backward MACs"}
+STORAGES = {"saved activations", "batch", "peak"}
+TENSORS = {"gradients", "optimizer state"}
+STRUCTURE = {"parameters", "buffers", "parameter bytes"}
+
+# What is planted where, and which figures that takes away: the others stay what they are.
+FAULTS: dict[str, tuple[Any, str, set[str]]] = {
+    "enter": (Calls, "enter", CALLS | WORK | STORAGES),
+    "exit": (Calls, "exit", CALLS | WORK | STORAGES),
+    "where": (Calls, "where", WORK | STORAGES),
+    "calls": (Calls, "__init__", CALLS | WORK | STORAGES),
+    "flops": (Flops, "__init__", CALLS | WORK | STORAGES),
+    "flops op": (Flops, "op", WORK),
+    "memory": (Memory, "__init__", STORAGES),
+    "memory op": (Memory, "op", STORAGES),
+    "memory enter": (Memory, "enter", STORAGES),
+    "tensor_bytes": (OBSERVE, "tensor_bytes", TENSORS),
+    "walk": (OBSERVE, "walk", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
+    "describe": (BUILD, "describe", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
+    "build": (OBSERVE, "build", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
+}
+LATER = {"enter": 3, "exit": 3, "where": 10, "flops op": 40, "memory op": 40}
+"""Which run of what runs often is amid the step: the third module call, the fortieth operation."""
+
+
+class Planted(Exception):
+    pass
+
+
+def figures(summary: ModelSummary) -> dict[str, Any]:
+    root, memory = summary.root, summary.memory
+    return {
+        "calls": root.calls,
+        "input shapes": root.inputs,
+        "forward MACs": summary.forward_macs,
+        "backward MACs": summary.backward_macs,
+        "saved activations": memory.saved_activations,
+        "batch": memory.batch,
+        "peak": memory.peak,
+        "gradients": memory.gradients,
+        "optimizer state": memory.optimizer_state,
+        "parameters": summary.total_params or None,
+        "buffers": summary.total_buffers or None,
+        "parameter bytes": memory.parameters,
+    }
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, nth: int = 1) -> None:
+    """The ``nth`` run of ``where.name`` raises, and every one after it."""
+    real, runs = getattr(where, name), 0
+
+    def planted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs >= nth:
+            raise Planted("on purpose")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, planted)
+
+
+def plain_and_healthy(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    case = CASES[name]
+    model, optimizer = case.make()
+    plain = everything(model, optimizer, case.train(model, optimizer))
+    model, optimizer = case.make()
+    hook = summarycb.watch(model, verbose=False)
+    case.train(model, optimizer)
+    assert hook.summary is not None
+    assert hook.summary.incomplete == ()
+    healthy = figures(hook.summary)
+    assert None not in healthy.values()
+    return plain, healthy
+
+
+@pytest.mark.parametrize(("fault", "nth"), [*[(fault, 1) for fault in FAULTS], *LATER.items()])
+def test_a_fault_in_a_collector(monkeypatch: pytest.MonkeyPatch, fault: str, nth: int) -> None:
+    """Training is bitwise the plain one, one warning, the summary says so, and what was not affected is right."""
+    where, name, lost = FAULTS[fault]
+    plain, healthy = plain_and_healthy("cnn")
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    hook = summarycb.watch(model, verbose=False)
+    plant(monkeypatch, where, name, nth)
+
+    with pytest.warns(SummaryWarning, match=r"incomplete: .*Planted: on purpose") as caught:
+        assert everything(model, optimizer, case.train(model, optimizer)) == plain
+    assert len(caught) == 1
+    assert left_behind(model) == NOTHING
+    assert hook.summary is not None
+    assert any("Planted: on purpose" in reason for reason in hook.summary.incomplete)
+    assert len(set(hook.summary.incomplete)) == len(hook.summary.incomplete)
+    assert figures(hook.summary) == {key: None if key in lost else value for key, value in healthy.items()}
+    monkeypatch.undo()
+    assert "on purpose" in hook.summary.to_text()
+    assert ModelSummary.from_json(hook.summary.to_json()) == hook.summary
+
+
+@pytest.mark.parametrize("fault", ["enter", "exit", "flops op", "memory op", "memory enter", "tensor_bytes", "walk"])
+@pytest.mark.parametrize("name", ["gpt", "lstm", "transformer"])
+def test_a_fault_in_other_models(monkeypatch: pytest.MonkeyPatch, name: str, fault: str) -> None:
+    case = CASES[name]
+    model, optimizer = case.make()
+    plain = everything(model, optimizer, case.train(model, optimizer))
+    model, optimizer = case.make()
+    hook = summarycb.watch(model, verbose=False)
+    plant(monkeypatch, *FAULTS[fault][:2], LATER.get(fault, 1))
+    with pytest.warns(SummaryWarning, match="incomplete") as caught:
+        assert everything(model, optimizer, case.train(model, optimizer)) == plain
+    assert len(caught) == 1
+    assert hook.summary is not None
+    assert hook.summary.incomplete
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_fault_under_observe(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """As under watch, with the block left in the plain way."""
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    plain = everything(model, optimizer, case.train(model, optimizer, steps=1))
+    model, optimizer = case.make()
+    plant(monkeypatch, *FAULTS[fault][:2])
+    with pytest.warns(SummaryWarning, match="incomplete") as caught, summarycb.observe(model) as observation:
+        losses = case.train(model, optimizer, steps=1)
+    assert everything(model, optimizer, losses) == plain
+    assert len(caught) == 1
+    assert observation.summary is not None
+    assert observation.summary.incomplete
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (VIEW, "select"),
+        (TERMINAL, "to_text"),
+        (WATCH, "show"),
+        (WATCH, "Report"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fault_while_it_is_shown(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> None:
+    """The summary is there, and whole, though it could not be printed."""
+    plain, healthy = plain_and_healthy("cnn")
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    hook = summarycb.watch(model)
+    plant(monkeypatch, where, name)
+    with pytest.warns(SummaryWarning, match=r"could not be .*Planted: on purpose") as caught:
+        assert everything(model, optimizer, case.train(model, optimizer)) == plain
+    assert len(caught) == 1
+    assert hook.summary is not None
+    assert figures(hook.summary) == healthy
+
+
+def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon's closed stream ends no training."""
+    import io
+    import sys
+
+    closed = io.StringIO()
+    closed.close()
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    hook = summarycb.watch(model)
+    monkeypatch.setattr(sys, "stdout", closed)
+    with pytest.warns(SummaryWarning, match="could not be printed"):
+        case.train(model, optimizer)
+    monkeypatch.undo()
+    assert hook.summary is not None
+
+
+class Broken:
+    """A tracker whose every write fails."""
+
+    @classmethod
+    def wrap(cls, target: object) -> Broken | None:
+        return None
+
+    @classmethod
+    def open(cls, reference: str) -> Broken:
+        return cls()
+
+    def write(self, report: object, *, step: int) -> None:
+        raise Planted("on purpose")
+
+    def read(self) -> ModelSummary:
+        raise SummaryError("nothing here")
+
+
+def test_a_tracker_that_fails() -> None:
+    """The others get the summary; one warning names the tracker and what it raised."""
+    plain, healthy = plain_and_healthy("cnn")
+    written: list[tuple[ModelSummary, int]] = []
+
+    class Working(Broken):
+        def write(self, report: Any, *, step: int) -> None:
+            written.append((report.summary, step))
+
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    hook = summarycb.watch(model, trackers=[Broken(), Working()], verbose=False, step=7)
+    assert everything(model, optimizer, case.train(model, optimizer)) == plain
+    message = r"^the model summary was not written to Broken: Planted: on purpose$"
+    with pytest.warns(SummaryWarning, match=message) as caught:
+        hook.close()
+    assert len(caught) == 1
+    assert hook.summary is not None
+    assert figures(hook.summary) == healthy
+    assert written == [(hook.summary, 7)]
+
+
+def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine out of threads: publishing fails on the training thread itself."""
+    import threading
+
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    hook = summarycb.watch(model, trackers=[Broken()], verbose=False)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    case.train(model, optimizer)
+    with pytest.warns(SummaryWarning, match="not written to Broken: RuntimeError: can't start new thread$") as caught:
+        hook.close()
+    assert len(caught) == 1
+    assert hook.summary is not None
+
+
+@pytest.mark.parametrize("fault", ["enter", "flops op", "walk", "build"])
+def test_warnings_that_are_errors(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """``python -W error`` must not end a training: the warning is logged instead."""
+    plain, _ = plain_and_healthy("cnn")
+    case = CASES["cnn"]
+    model, optimizer = case.make()
+    hook = summarycb.watch(model, trackers=[Broken()], verbose=False)
+    plant(monkeypatch, *FAULTS[fault][:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert everything(model, optimizer, case.train(model, optimizer)) == plain
+        hook.close()
+    [incomplete, not_written] = [record.getMessage() for record in caplog.records if record.name == "summarycb"]
+    assert incomplete.startswith("the model summary is incomplete")
+    assert not_written.startswith("the model summary was not written to Broken")
+
+
+class _Hostile(nn.Module):
+    """What a user's module may do to whoever looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def extra_repr(self) -> str:
+        raise Planted("extra_repr")
+
+    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
+        return self.linear(batch["x"])
+
+
+class _Moody(dict):  # type: ignore[type-arg]
+    def items(self) -> Any:
+        raise Planted("items")
+
+    def values(self) -> Any:
+        raise Planted("values")
+
+    def __eq__(self, other: object) -> bool:
+        raise Planted("eq")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_inputs_that_refuse_to_be_looked_at() -> None:
+    """A container that raises when it is walked is shown by its type name; nothing else is lost for it."""
+    torch.manual_seed(0)
+    model = _Hostile()
+    x, y = torch.rand(4, 3), torch.randint(5, (4,))
+    with summarycb.observe(model) as observation:
+        loss_of(model(_Moody(x=x)), y).backward()
+    summary = observation.summary
+    assert summary is not None
+    assert summary.incomplete == ()
+    assert str(summary[""].inputs[0]) == "_Moody"  # type: ignore[index]
+    assert summary.forward_macs == 4 * 3 * 5
+
+
+ANY_MODEL = nn.Linear(2, 2)
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "watch depth -1": (
+        lambda: summarycb.watch(ANY_MODEL, depth=-1),
+        r"depth must be None \(every level\) or an integer from 0 \(the root alone\) on, not -1",
+    ),
+    "watch depth x": (lambda: summarycb.watch(ANY_MODEL, depth="x"), "depth must be .*, not 'x'"),  # type: ignore[arg-type]
+    "watch depth True": (lambda: summarycb.watch(ANY_MODEL, depth=True), "depth must be .*, not True"),
+    "watch tracker": (
+        lambda: summarycb.watch(ANY_MODEL, trackers=["tensorbord"]),
+        "unknown tracker 'tensorbord'; allowed are the names .*mlflow, tensorboard, wandb",
+    ),
+    "watch trackers is a string": (
+        lambda: summarycb.watch(ANY_MODEL, trackers="tensorboard"),
+        "trackers must be a list of trackers, not 'tensorboard'",
+    ),
+    "watch tracker of no kind": (lambda: summarycb.watch(ANY_MODEL, trackers=[3]), "no tracker takes 'int'; installed"),
+    "watch column": (
+        lambda: summarycb.watch(ANY_MODEL, columns=["prams"]),
+        "there is no column 'prams'; allowed: .*params",
+    ),
+    "watch columns is a string": (
+        lambda: summarycb.watch(ANY_MODEL, columns="params"),
+        "columns must be a list of names, not 'params'; allowed: ",
+    ),
+    "watch model": (lambda: summarycb.watch("net"), "model must be a torch.nn.Module, not str"),  # type: ignore[arg-type]
+    "watch model class": (lambda: summarycb.watch(nn.Linear), "model must be a torch.nn.Module, not the class Linear"),  # type: ignore[arg-type]
+    "watch optimizer": (
+        lambda: summarycb.watch(ANY_MODEL, "adam"),  # type: ignore[arg-type]
+        "optimizer must be a torch.optim.Optimizer, several of them or None, not str",
+    ),
+    "watch optimizer module": (
+        lambda: summarycb.watch(ANY_MODEL, ANY_MODEL),  # type: ignore[arg-type]
+        "optimizer must be a torch.optim.Optimizer, several of them or None, not Linear",
+    ),
+    "watch parameters": (
+        lambda: summarycb.watch(ANY_MODEL, ANY_MODEL.parameters()),  # type: ignore[arg-type]
+        "optimizer must be a torch.optim.Optimizer, several of them or None, not Parameter",
+    ),
+    "watch timeout": (
+        lambda: summarycb.watch(ANY_MODEL, timeout=-1),
+        "timeout must be a number of seconds from 0 on, not -1",
+    ),
+    "watch timeout text": (
+        lambda: summarycb.watch(ANY_MODEL, timeout="10"),  # type: ignore[arg-type]
+        "timeout must be a number of seconds from 0 on, not '10'",
+    ),
+    "observe model": (lambda: summarycb.observe(3), "model must be a torch.nn.Module, not int"),  # type: ignore[arg-type]
+    "observe optimizer": (
+        lambda: summarycb.observe(ANY_MODEL, [3]),  # type: ignore[list-item]
+        "optimizer must be a torch.optim.Optimizer, several of them or None, not int",
+    ),
+    "callback depth -1": (lambda: summarycb.ModelSummaryCallback(depth=-1), "depth must be .*, not -1"),
+    "callback depth x": (lambda: summarycb.ModelSummaryCallback(depth="x"), "depth must be .*, not 'x'"),  # type: ignore[arg-type]
+    "callback tracker": (
+        lambda: summarycb.ModelSummaryCallback(trackers=["wandbb"]),
+        "unknown tracker 'wandbb'; allowed are the names .*wandb",
+    ),
+    "callback trackers": (lambda: summarycb.ModelSummaryCallback(trackers="wandb"), "trackers must be .*, not 'wandb'"),
+    "callback column": (
+        lambda: summarycb.ModelSummaryCallback(columns=["flps"]),
+        "there is no column 'flps'; allowed: .*params",
+    ),
+    "callback timeout": (lambda: summarycb.ModelSummaryCallback(timeout=-1), "timeout must be .*, not -1"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:google")
+@pytest.mark.parametrize("wrong", list(WRONG))
+def test_a_wrong_argument_raises_at_once(wrong: str) -> None:
+    """With what was given and what is allowed, and with nothing left on the model."""
+    make, message = WRONG[wrong]
+    with pytest.raises(SummaryError, match=message):
+        make()
+    assert left_behind(ANY_MODEL) == NOTHING
