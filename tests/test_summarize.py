@@ -318,7 +318,6 @@ def test_a_wrong_argument_raises_at_once(wrong: str) -> None:
         call()
 
 
-@pytest.mark.slow
 def test_a_70_billion_parameter_llama() -> None:
     """A training step at 4,096 tokens on the meta device, every product derived by hand."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -34,12 +34,13 @@ def batch(rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(rows, 3), torch.randint(4, (rows,))
 
 
-def test_an_evaluation_before_training_does_not_count(case: Case) -> None:
-    """Without gradients: the sanity check of a plain loop."""
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_an_evaluation_before_training_does_not_count(case: Case, mode: str) -> None:
+    """Without gradients: the sanity check of a plain loop, or statistics gathered in train mode."""
     model, optimizer = case.make()
     hook = summarycb.watch(model, verbose=False)
     flags = {name: module.training for name, module in model.named_modules()}
-    model.eval()
+    model.train(mode == "train")
     with torch.no_grad():
         model(case.batches(1)[0][0][:1])
     with torch.inference_mode():
@@ -613,7 +614,6 @@ def test_a_compiled_model(watched: str, evaluate: bool) -> None:
     assert hook.summary.forward_macs == 4 * 8 * 8 * 8 * 27 + 4 * 8 * 5
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_model_that_is_compiled_for_training() -> None:
     """With AOTAutograd behind it: the later steps' backward is compiled too."""
