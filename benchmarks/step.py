@@ -280,11 +280,14 @@ def machine() -> str:
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     return (
         f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}{load}"
+        f"Python {platform.python_version()}"
     )
+
+
+def load() -> str:
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -299,7 +302,7 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     align = ["---", *["---:"] * (len(head) - 1)]
-    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (head, align, *rows)) + "\n"
+    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (head, align, *rows))
 
 
 def main() -> None:
@@ -314,11 +317,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="torch")
 
     about = (
-        f"{machine()}.\n\nMedians of {repeats} interleaved repetitions of a training step (forward, backward, AdamW), "
-        f"random weights, {TINY_TIMES} times as many of the tiny operations. Ratios are taken within a repetition, the "
-        'spread is their least and greatest; "fastest" is the fastest of all over the fastest plain step, which noise '
-        "hardly moves. torchinfo's row is its extra forward alone: it comes on top of a step."
+        f"{machine()}.\n\nMedians of {repeats} interleaved repetitions ({repeats * TINY_TIMES} of the steps of tiny "
+        "operations) of a training step: forward, backward, AdamW, random weights. Ratios are taken within a "
+        'repetition, the spread is their least and greatest; "fastest" is the fastest of all over the fastest plain '
+        "step, which a busy machine moves less. torchinfo's row is its extra forward alone: it comes on top of a step."
     )
+    before = load()
     print(about, flush=True)
     tables: list[tuple[str, Sequence[str], list[list[str]]]] = []
     for case in CASES:
@@ -326,17 +330,21 @@ def main() -> None:
             started = time.perf_counter()
             timings = time_case(case, repeats * (TINY_TIMES if case.tiny else 1))
             tables.append((f"{case.name} ({timings.ops:,} operations)", STEP_HEAD, timings.rows()))
+            show(*tables[-1])
             print(f"{case.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
             del timings
             gc.collect()
     if not options.only:
         title = "Large models: one forward of nested Sequentials, the summary, its text (all rows) and JSON"
         tables.append((title, LARGE_HEAD, large_rows(min(repeats, 5))))
-    for table in tables:
-        show(*table)
+        show(*tables[-1])
+    cores = os.cpu_count()
+    noise = f"Load of the machine: {before} at the start, {load()} at the end; a quiet one ends near 1 to {cores}."
+    print(noise)
     if options.write:
-        text = "# What observing costs\n\nWritten by `python benchmarks/step.py --write`.\n\n" + about + "\n\n"
-        RESULTS.write_text(text + "\n".join(markdown(*table) for table in tables), encoding="utf-8")
+        parts = ["# What observing costs", "Written by `python benchmarks/step.py --write`.", about, noise]
+        parts += [markdown(*table) for table in tables]
+        RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         print(f"written: benchmarks/{RESULTS.name}")
 
 

@@ -67,7 +67,10 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
 
 def nothing(type_name: str, reasons: list[str]) -> ModelSummary:
     """The summary of a model of which nothing could be read."""
-    root = ModuleSummary("", "", type_name)
+    unread = ParameterSpec("?", None, "?", "?", False, None)  # how many there are is unknown, which is not none
+    root = ModuleSummary(
+        "", "", type_name, parameters=(unread,), buffers=(BufferSpec("?", None, "?", "?", True, None),)
+    )
     return ModelSummary(root, Work(), Memory(), Environment(summarycb.__version__), incomplete=tuple(reasons))
 
 

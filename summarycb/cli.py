@@ -1,15 +1,17 @@
 """The command line: ``summarycb show`` and ``summarycb compare``. Must not import torch.
 
-Exit status: 0 done, 2 an error that is said on standard error.
+Exit status: 0 done, 2 an error, of whatever kind, that is said on standard error; 1 is kept for a gate.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from summarycb import __version__
 from summarycb.errors import SummaryError
 
 _REFERENCE = "a .json file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
@@ -21,17 +23,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text = options.run(options)
         if options.output is None:
-            print(text)
+            print(_encodable(text, options.format), flush=True)
         else:
-            Path(options.output).write_text(text + "\n", encoding="utf-8")
+            Path(options.output).write_text(text + "\n", encoding="utf-8", errors="replace")
     except (SummaryError, OSError, ModuleNotFoundError) as error:
         print(f"summarycb: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"summarycb: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="summarycb", description="Show and compare stored model summaries.")
+    parser.add_argument("--version", action="version", version=f"summarycb {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="show one summary")
@@ -76,8 +82,14 @@ def _compare(options: argparse.Namespace) -> str:
 def _width() -> int:
     import shutil
 
-    return shutil.get_terminal_size((100, 24)).columns
+    from summarycb.render.terminal import LEAST_WIDTH
+
+    return max(LEAST_WIDTH, shutil.get_terminal_size((100, 24)).columns)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _encodable(text: str, kind: str) -> str:
+    """``text`` as standard output can take it; JSON says the same in its own escapes."""
+    from summarycb.render.terminal import encodable
+
+    written = encodable(text, sys.stdout.encoding)
+    return json.dumps(json.loads(text)) if kind == "json" and written != text else written

@@ -16,7 +16,7 @@ from typing import Literal
 from summarycb import units
 from summarycb.errors import SummaryError
 from summarycb.serialize import load
-from summarycb.tree import Environment, ModelSummary, ModuleSummary, Work, flops, spec_text
+from summarycb.tree import Environment, ModelSummary, ModuleSummary, Nested, Spec, TensorSpec, Work, flops, spec_text
 from summarycb.view import Heading, Row, View
 
 OUTSIDE = "(outside)"
@@ -79,7 +79,9 @@ class Comparison:
         if self.a.observed != self.b.observed:
             found.append(f"observed: {self.a.observed} → {self.b.observed}")
         if self.a.root.inputs != self.b.root.inputs:
-            found.append(f"input: {spec_text(self.a.root.inputs)} → {spec_text(self.b.root.inputs)}")
+            found.append("input: " + " → ".join(_specs(self.a.root.inputs, self.b.root.inputs)))
+        if self.a.root.calls != self.b.root.calls:
+            found.append(f"forwards in the step: {self.a.root.calls} → {self.b.root.calls}")
         return tuple(found)
 
     @property
@@ -196,8 +198,8 @@ def _details(before: ModuleSummary, after: ModuleSummary) -> str:
     pairs = {
         "": (before.type_name, after.type_name),
         "config": _config(before.config, after.config),
-        "output": (spec_text(before.outputs), spec_text(after.outputs)),
-        "input": (spec_text(before.inputs), spec_text(after.inputs)),
+        "output": _specs(before.outputs, after.outputs),
+        "input": _specs(before.inputs, after.inputs),
         "calls": (str(before.calls), str(after.calls)),
         "training": (str(before.training), str(after.training)),
         "trainable": (_frozen(before), _frozen(after)),
@@ -206,6 +208,20 @@ def _details(before: ModuleSummary, after: ModuleSummary) -> str:
     }
     said = [f"{name} {x} → {y}".strip() for name, (x, y) in pairs.items() if x != y]
     return "; ".join(said) or "figures"
+
+
+def _specs(before: Spec, after: Spec) -> tuple[str, str]:
+    """Both by their shapes; with every type, dtype and device where the shapes alone do not tell them apart."""
+    texts = spec_text(before), spec_text(after)
+    return texts if before == after or texts[0] != texts[1] else (_typed(before), _typed(after))
+
+
+def _typed(spec: Spec) -> str:
+    if isinstance(spec, tuple):
+        return "(" + ", ".join(map(_typed, spec)) + ("," if len(spec) == 1 else "") + ")"
+    if isinstance(spec, Nested):
+        return spec.type_name + "{" + ", ".join(f"{name}: {_typed(item)}" for name, item in spec.items_) + "}"
+    return f"{spec} {spec.dtype} {spec.device}" if isinstance(spec, TensorSpec) else str(spec)
 
 
 def _config(before: str, after: str) -> tuple[str, str]:

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _get_current_dispatch_mode_stack,
-    _pop_mode,
-    _push_mode,
-)
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import NO_TASK, Calls, graph_task
+from summarycb.collect.calls import NO_TASK, Calls, graph_task, iter_tensors
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory, tensor_bytes
+from summarycb.collect.mode import Mode
 from summarycb.collect.modules import walk
 from summarycb.errors import SummaryError
 from summarycb.trackers import warn
@@ -72,7 +69,7 @@ class Observation:
         self._optimizers = check_optimizers(optimizer)
         self._stepped: set[int] = set()
         self._context = context
-        self._failures: list[str] = []
+        self._failures: dict[str, str] = {}
         self._records: Records | None = None
         self._collectors: list[Flops | Memory] = []
         self._exit: contextlib.ExitStack | None = None
@@ -101,8 +98,12 @@ class Observation:
         self._on_step = on_step
         self._exit = contextlib.ExitStack()
         self._owned = {id(parameter) for parameter in self._model.parameters()}
-        steps.listen(self)  # before anything that can fail: whoever waits for the step's end must hear of it
-        self._exit.callback(steps.unlisten, self)
+        # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
+        # holds of it goes too; so neither the mode nor the optimizer hooks, nor this, may keep it alive
+        self._dropped = weakref.finalize(self, self._exit.close)
+        self._dropped.atexit = False
+        # before anything that can fail: whoever waits for the step's end must hear of it
+        self._exit.callback(steps.unlisten, steps.listen(self))
         try:
             self._begin(self._model)
         except Exception as error:
@@ -147,6 +148,7 @@ class Observation:
             records = self._records or Records(walk(self._model))
             if self._records is not None and records.tensor_bytes is None:
                 self._measure_tensors(records)
+            self._say_what_was_not_seen(records)
             if error is not None:
                 records.incomplete.append(f"the step raised {type(error).__name__}{_place(records, error)}")
             records.incomplete.extend(self._failures)
@@ -154,14 +156,29 @@ class Observation:
             self.summary = build(records, self._context)
         except Exception as fault:
             self._failed("the structure", fault)
-            self.summary = nothing(type(self._model).__name__, self._failures)
+            self.summary = nothing(type(self._model).__name__, list(self._failures))
         if self._failures:
-            warn("the model summary is incomplete: " + "; ".join(self._failures))
+            warn("the model summary is incomplete: " + "; ".join(self._failures.values()))
         self._forget()
         return self.summary
 
+    def _say_what_was_not_seen(self, records: Records) -> None:
+        assert self._model is not None
+        forwards = 0 if records.calls is None else records.calls.counts[0]
+        if forwards > 1:
+            self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
+        if self.backward_seen and self._idle():
+            self.note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
+        if walk(self._model).slot_of.keys() != records.structure.slot_of.keys():
+            records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
+
+    def _idle(self) -> list[torch.optim.Optimizer]:
+        """Optimizers that have neither stepped nor a state from before: they will have one that nobody knows yet."""
+        return [known for known in self._optimizers if id(known) not in self._stepped and not known.state]
+
     def _forget(self) -> None:
         """Nothing of the model, the optimizers or the step is kept alive by an observation that is over."""
+        self._dropped.detach()
         self._exit = self._records = self._model = self._on_step = None
         self._optimizers, self._collectors = [], []
 
@@ -180,18 +197,18 @@ class Observation:
         self._collectors = [c for c in (records.flops, records.memory) if c is not None]
         for module in structure.modules():
             self._hook(module)
-        if "torch._dynamo" in sys.modules:
+        if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
-            # compiled graph no hook fires: the observed step alone runs eagerly
+            # compiled graph no hook fires: the observed step alone runs eagerly. flex_attention compiles itself
             self._exit.enter_context(torch.compiler.set_stance("force_eager"))
         self._mode = contextlib.ExitStack()
         self._exit.push(self._mode)
-        theirs = [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _Mode)]
+        theirs = [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, Mode)]
         if theirs and self._on_step is not None:
             # begun amid the user's code: that mode may be left before the step ends, and would then pop ours
             self._forward_only = True
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
-        self._mode.enter_context(_Mode(self._op))
+        self._mode.enter_context(Mode(weakref.WeakMethod(self._op)))
 
     def _hook(self, module: nn.Module) -> None:
         assert self._exit is not None
@@ -204,10 +221,15 @@ class Observation:
             assert self._records is not None
             self._records.note("hooks", f"{type(module).__name__} takes no hooks: what it does counts for its parent")
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """The forward of a module of the model begins."""
         records = self._records
-        if records is None or records.calls is None:
+        # without keyword arguments torch calls a hook that another hook has taken off in the same call
+        if records is None or records.calls is None or kwargs is None:
+            return
+        if self._on_step is not None and self._ended_without_an_optimizer(records.calls):
+            self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
+            self._on_step()
             return
         try:
             outermost = records.calls.enter(module, args, kwargs)
@@ -222,7 +244,17 @@ class Observation:
             except Exception as error:
                 self._drop(records.memory, error)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _ended_without_an_optimizer(self, calls: Calls) -> bool:
+        """A backward of the model has run, and its gradients are gone again as an outermost forward begins.
+
+        So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``.
+        """
+        if not calls.differentiated or calls.depth or calls.in_optimizer or graph_task() != NO_TASK:
+            return False
+        model = self._model
+        return model is not None and all(parameter.grad is None for parameter in model.parameters())
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         if self._records is not None and self._records.calls is not None:
             try:
                 self._records.calls.exit(module, output)
@@ -242,6 +274,12 @@ class Observation:
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
+        records = self._records
+        if records is not None and records.memory is not None and self._owns(optimizer):
+            try:
+                records.memory.existed(iter_tensors(list(optimizer.state.values())))
+            except Exception as error:
+                self._drop(records.memory, error)
         if self._records is not None and self._records.calls is not None:
             # an optimizer that takes a closure runs forward and backward inside its step: phases of their own
             self._records.calls.in_optimizer = True
@@ -251,7 +289,7 @@ class Observation:
         records = self._records
         if records is not None and records.calls is not None:
             records.calls.in_optimizer = False
-        if not any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"]):
+        if not self._owns(optimizer):
             return
         if records is not None:
             if all(known is not optimizer for known in self._optimizers):
@@ -262,11 +300,12 @@ class Observation:
         if self._on_step is not None:
             self._on_step()
 
+    def _owns(self, optimizer: torch.optim.Optimizer) -> bool:
+        return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
+
     def _measure_tensors(self, records: Records) -> None:
         try:
-            # one that has neither stepped nor a state from before will have one that nobody knows yet
-            idle = [known for known in self._optimizers if id(known) not in self._stepped and not known.state]
-            records.tensor_bytes = tensor_bytes(records.structure, self._optimizers or None, idle)
+            records.tensor_bytes = tensor_bytes(records.structure, self._optimizers or None, self._idle())
         except Exception as error:
             self._failed("gradients and optimizer state", error)
 
@@ -287,13 +326,18 @@ class Observation:
         self._failed(what, error)
 
     def _failed(self, what: str, error: Exception) -> None:
-        reason = f"{what} could not be observed ({type(error).__name__}: {error})"
-        if reason not in self._failures:
-            self._failures.append(reason)
+        kind = f"{what} could not be observed ({type(error).__name__}"
+        # what the exception says may hold a path or a value: it is for the warning, and is not stored
+        self._failures.setdefault(f"{kind})", f"{kind}: {error})")
+
+
+_COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 
 
 class Hook:
     """A hook on a module; a copy or a pickle of the module carries one that does nothing."""
+
+    __name__ = "summarycb"  # torch.jit.script asks hooks for theirs
 
     def __init__(self, see: Callable[..., None] | None = None) -> None:
         self._see = see
@@ -310,53 +354,6 @@ class Hook:
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         return Hook, ()
-
-
-class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Calls every operation once, as it is, and then shows it."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self, see: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._see = see
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # nothing is compiled while we are here, and torch's guard against it costs an import of dynamo and 2 us an op
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self._see(func, args, kwargs, out)
-        return out
-
-    def __exit__(self, *exc_info: Any) -> None:
-        """Leave, though modes of the user's may have been entered since, which stay: torch pops whatever is on top."""
-        above: list[TorchDispatchMode] = []
-        while _get_current_dispatch_mode_stack()[-1] is not self:
-            above.append(_pop_mode())
-        if above:
-            # each mode puts back, when it is left, the flags that it found: the next one above inherits ours
-            heir = above[-1]
-            for flags in _FLAGS:
-                found = getattr(self, flags).pop()
-                getattr(heir, flags)[-1] = found
-            _pop_mode()
-        else:
-            super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
-        for mode in reversed(above):
-            _push_mode(mode)
-
-
-_FLAGS = (
-    "old_dispatch_mode_flags",
-    "old_non_infra_dispatch_mode_flags",
-    "old_without_ignore_compile_internals_dispatch_mode_flags",
-)
 
 
 def _place(records: Records, error: BaseException) -> str:

@@ -2,23 +2,25 @@
 
 The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``. Modules
 are one flat list in definition order, each with the index of its parent, so that the nesting of the file does not grow
-with the model's. Reading never executes anything: JSON only, bounded in size, every field checked for its type.
+with the model's. Reading never executes anything: JSON only, bounded in size, every field checked as ``tree.py`` says.
 """
 
 from __future__ import annotations
 
 import json
+import stat
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from summarycb import tree
 from summarycb.errors import SummaryError
-from summarycb.tree import ModelSummary, ModuleSummary, Nested, Opaque, Spec, TensorSpec
+from summarycb.tree import MAX_INT, ModelSummary, ModuleSummary, Nested, Opaque, Spec, TensorSpec
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
@@ -35,7 +37,7 @@ def dumps(summary: ModelSummary) -> str:
 def loads(text: str, source: str = "the text") -> ModelSummary:
     """The summary that :func:`dumps` wrote. Raises :class:`SummaryError`, naming ``source``, for anything else."""
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError:
         raise SummaryError(f"{source}: the JSON is nested too deeply to be a model summary") from None
     except ValueError as error:  # JSONDecodeError is one; so is an integer with too many digits
@@ -44,7 +46,7 @@ def loads(text: str, source: str = "the text") -> ModelSummary:
     if not isinstance(document, dict) or "schema_version" not in document:
         raise SummaryError(f"{source}: not a model summary: it has no schema_version")
     version = document.pop("schema_version")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:  # True == 1
         raise SummaryError(
             f"{source}: schema_version {version!r} cannot be read; this version of summarycb reads {SCHEMA_VERSION}. "
             "A newer file needs a newer summarycb"
@@ -62,14 +64,23 @@ def read(path: str | Path) -> ModelSummary:
     """The summary in a ``.json`` file. Raises :class:`SummaryError` with the file's name and the reason."""
     source = Path(path)
     try:
-        size = source.stat().st_size
-        if size > MAX_BYTES:
-            raise SummaryError(f"{source}: {size:,} bytes is over the bound of {MAX_BYTES:,} for a model summary")
-        text = source.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise SummaryError(f"{source}: not a text file; a model summary is JSON in UTF-8, never a pickle") from None
+        regular = stat.S_ISREG(source.stat().st_mode)  # before it is opened: a FIFO would block, a device never end
+        content = b""
+        if regular:
+            with source.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)  # whatever its size is said to be: that of a /proc file is 0
     except OSError as error:
         raise SummaryError(f"{source}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise SummaryError(f"{str(source)!r}: {error}") from None
+    if not regular:
+        raise SummaryError(f"{source}: not a regular file")
+    if len(content) > MAX_BYTES:
+        raise SummaryError(f"{source}: over the bound of {MAX_BYTES:,} bytes for a model summary")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SummaryError(f"{source}: not a text file; a model summary is JSON in UTF-8, never a pickle") from None
     return loads(text, str(source))
 
 
@@ -80,12 +91,23 @@ def load(reference: str | Path) -> ModelSummary:
     """
     from summarycb.trackers import open_reference
 
+    if not isinstance(reference, (str, Path)):
+        raise SummaryError(f"load takes a str (a file name or tracker:where) or a Path, not {type(reference).__name__}")
     tracker = open_reference(reference) if isinstance(reference, str) else None
     return read(reference) if tracker is None else tracker.read()
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that says a thing twice is refused, because readers differ in which of them holds."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is twice in one object")
+    return made
 
 
 def _flatten(root: ModuleSummary) -> list[dict[str, Any]]:
@@ -113,6 +135,8 @@ def _unflatten(rows: object) -> ModuleSummary:
         row["children"] = tuple(reversed(children[index]))
         module = decode(row, where)
         if index == 0:
+            if parent is not None:
+                raise SummaryError(f"{where} is the root: its parent must be null, not {parent!r}")
             break
         if not isinstance(parent, int) or isinstance(parent, bool) or not 0 <= parent < index:
             raise SummaryError(f"{where}.parent must be the index of an earlier module, not {parent!r}")
@@ -167,14 +191,41 @@ def _decoder(hint: Any) -> _Decoder:
     """A function (value, where) -> the value as ``hint`` says, or SummaryError."""
     if isinstance(hint, type) and is_dataclass(hint):
         return _dataclass_decoder(hint)
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint == tuple[int, ...]:
+        return _decode_shape
+    if origin is tuple:
         return _tuple_decoder(_decoder(arguments[0]))
-    if isinstance(hint, types.UnionType):
+    if origin is Literal:
+        return _one_of(arguments)
+    if origin is Annotated:
+        return _int_decoder(*arguments[1:])
+    if origin in (types.UnionType, typing.Union):
         (inner,) = [a for a in arguments if a is not type(None)]
         decode = _decoder(inner)
         return lambda value, where: None if value is None else decode(value, where)
-    return _scalar_decoder(hint)
+    return _int_decoder(range(MAX_INT + 1)) if hint is int else _scalar_decoder(hint)
+
+
+def _int_decoder(allowed: range) -> _Decoder:
+    scalar = _scalar_decoder(int)
+
+    def decode(value: Any, where: str) -> Any:
+        if scalar(value, where) not in allowed:
+            raise SummaryError(f"{where} must be from {allowed[0]} to {allowed[-1]}, not {_digits(value)}")
+        return value
+
+    return decode
+
+
+def _one_of(allowed: tuple[str, ...]) -> _Decoder:
+    def decode(value: Any, where: str) -> Any:
+        if value not in allowed:
+            given = repr(value) if isinstance(value, str) else _kind(value)
+            raise SummaryError(f"{where} must be one of {', '.join(allowed)}, not {given}")
+        return value
+
+    return decode
 
 
 def _scalar_decoder(kind: type) -> _Decoder:
@@ -195,9 +246,19 @@ def _tuple_decoder(item: _Decoder) -> _Decoder:
     return decode
 
 
+def _decode_shape(value: Any, where: str) -> tuple[int, ...]:
+    shape = typing.cast("tuple[int, ...]", _tuple_decoder(_decoder(int))(value, where))
+    elements = 1
+    for size in shape:  # stopped early: the product of a million sizes would take minutes
+        elements *= max(1, size)
+        if elements > MAX_INT:
+            raise SummaryError(f"{where} must have at most {MAX_INT} elements")
+    return shape
+
+
 def _dataclass_decoder(kind: type) -> _Decoder:
     names = {f.name: f for f in fields(kind) if f.init}
-    hints = typing.get_type_hints(kind, vars(tree))
+    hints = typing.get_type_hints(kind, vars(tree), include_extras=True)
     # the tree above a module or a summary is put together here, not read from nested JSON
     made = {"children", "root"}
     decoders = {
@@ -218,6 +279,10 @@ def _dataclass_decoder(kind: type) -> _Decoder:
         return kind(**arguments)
 
     return decode
+
+
+def _digits(value: int) -> str:
+    return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
 
 
 def _kind(value: object) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -146,8 +148,15 @@ def _same_random_state(model: nn.Module, device: torch.device | None) -> Iterato
     used = {p.device for p in model.parameters()} | ({device} if device is not None else set())
     accelerators = [d for d in used if d.type not in ("cpu", "meta")]
     kind = accelerators[0].type if accelerators else "cuda"
-    with torch.random.fork_rng(devices=accelerators, device_type=kind):
-        yield
+    numpy = sys.modules.get("numpy")
+    numbers, arrays = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=accelerators, device_type=kind):
+            yield
+    finally:
+        random.setstate(numbers)
+        if numpy:
+            numpy.random.set_state(arrays)
 
 
 @contextlib.contextmanager

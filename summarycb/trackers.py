@@ -172,15 +172,18 @@ def wrap(target: object) -> Tracker | None:
 def open_reference(reference: str) -> Tracker | None:
     """The tracker of ``scheme:where``; None when ``reference`` begins with no installed tracker's name."""
     scheme = _scheme(reference)
-    if scheme is None:
-        return None
-    (entry, *others) = entry_points(group=GROUP, name=scheme)
+    return None if scheme is None else kind(scheme).open(reference)
+
+
+def kind(scheme: str) -> type[Tracker]:
+    """The adapter of an installed tracker. Raises :class:`SummaryError` when it cannot be told apart or loaded."""
+    entry, *others = entry_points(group=GROUP, name=scheme)
     if others:
         packages = ", ".join(e.value for e in (entry, *others))
         raise SummaryError(
             f"several installed packages offer a tracker named {scheme!r}: {packages}; uninstall all but one"
         )
-    return _load(entry).open(reference)
+    return _load(entry)
 
 
 class Publisher:

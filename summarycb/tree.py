@@ -1,7 +1,8 @@
 """The frozen tree that everything before it builds and everything after it reads. Must not import torch.
 
 Units: parameters and buffers are counted in elements, memory in bytes, work in MACs (1 MAC = 2 FLOPs, the convention of
-``torch.utils.flop_counter``). Anything that was not observed or could not be derived is ``None``, never 0.
+``torch.utils.flop_counter``). Anything that was not observed or could not be derived is ``None``, never 0. The types
+are what a stored summary is checked for: an ``int`` is from 0 to ``MAX_INT``, a ``Positive`` from 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from summarycb.errors import SummaryError
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pandas import DataFrame
+
+MAX_INT = 2**63 - 1
+"""The largest size or amount: torch's own sizes are int64."""
+Positive: TypeAlias = Annotated[int, range(1, MAX_INT + 1)]
+Observed: TypeAlias = Literal["structure", "forward", "step"]
+Phase: TypeAlias = Literal["forward", "backward", "recompute", "optimizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,8 @@ class Opaque:
 class Nested(Mapping[str, "Spec"]):
     """Named values: a dict, a dataclass, a namedtuple, a ``ModelOutput``, or the arguments of a call with keywords.
 
-    It reads, and compares, as a mapping: ``m.outputs["logits"].shape``.
+    It reads as a mapping, ``m.outputs["logits"].shape``, and equals a dict with the same items. Two of them are equal
+    when their types and the order of their items are too.
     """
 
     type_name: str
@@ -63,6 +71,11 @@ class Nested(Mapping[str, "Spec"]):
 
     def __len__(self) -> int:
         return len(self.items_)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Nested):
+            return (self.type_name, self.items_) == (other.type_name, other.items_)
+        return Mapping.__eq__(self, other)
 
     def __hash__(self) -> int:
         return hash((self.type_name, self.items_))
@@ -143,7 +156,7 @@ class BufferSpec:
 class Signature:
     """``calls`` calls of one module that had the same inputs and outputs."""
 
-    calls: int
+    calls: Positive
     inputs: Spec
     outputs: Spec
 
@@ -348,7 +361,7 @@ class Memory:
     weight_copies: int | None = None
     batch: int | None = None
     peak: int | None = None
-    peak_phase: str | None = None
+    peak_phase: Phase | None = None
     peak_module: str | None = None
 
 
@@ -364,7 +377,7 @@ class Environment:
     optimizer: str | None = None
     framework: str | None = None
     strategy: str | None = None
-    world_size: int | None = None
+    world_size: Positive | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +403,7 @@ class ModelSummary:
     memory: Memory
     environment: Environment
     optimizer_macs: int | None = None
-    observed: str = "structure"
+    observed: Observed = "structure"
     notes: tuple[Note, ...] = ()
     incomplete: tuple[str, ...] = ()
 

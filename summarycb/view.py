@@ -12,11 +12,12 @@ from typing import Literal
 from summarycb import units
 from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
-from summarycb.tree import ModelSummary, ModuleSummary, spec_text
+from summarycb.tree import ModelSummary, ModuleSummary, flops, spec_text
 
 CONVENTION = (
     "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
-    "RNN gates; biases, norms, activations, softmax and look-ups count 0; ? is unknown"
+    "RNN gates; biases, norms, activations, softmax and look-ups count 0; only what torch dispatches is seen, no "
+    "kernel that a custom autograd.Function runs by itself; ? is unknown"
 )
 
 
@@ -120,7 +121,8 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     if root.signatures:
         given = root.inputs[0] if isinstance(root.inputs, tuple) and len(root.inputs) == 1 else root.inputs
         facts.append(f"in {spec_text(given)} → out {spec_text(root.outputs)}")
-    yield summary.observed, (*facts, f"{len(summary.modules):,} modules")
+    modules = len(summary.modules)
+    yield summary.observed, (*facts, f"{modules:,} module{'' if modules == 1 else 's'}")
 
     shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
     buffers = [f"buffers {units.exact(summary.total_buffers)}"] if summary.total_buffers else []
@@ -137,7 +139,10 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
         "weight copies": memory.weight_copies,
         "batch": memory.batch,
     }
-    yield "memory", tuple(f"{kind} {units.nbytes(value)}" for kind, value in kinds.items() if value)
+    told = summary.observed == "step"  # what is unknown of a step is said; what was never observed is left out
+    held = {kind: value for kind, value in kinds.items() if value or (value is None and told)}
+    if held:
+        yield "memory", tuple(f"{kind} {units.nbytes(value)}" for kind, value in held.items())
     if memory.peak is not None:
         where = "" if memory.peak_module is None else f" in {memory.peak_module or root.type_name}"
         yield "peak", (f"{units.nbytes(memory.peak)} of tensors, reached in the {memory.peak_phase} phase{where}",)
@@ -148,8 +153,10 @@ def _compute(summary: ModelSummary) -> Iterator[str]:
     if summary.observed == "step":
         yield f"backward {units.work(summary.backward_flops, 'FLOPs')}"
         yield f"step {units.work(summary.step_flops, 'FLOPs')}"
-        if summary.hardware_flops != summary.step_flops:
-            yield f"with recomputation {units.work(summary.hardware_flops, 'FLOPs')}"
+        if summary.recompute_flops != 0:
+            yield f"recomputed {units.work(summary.recompute_flops, 'FLOPs')}"
+        if summary.optimizer_macs != 0:
+            yield f"optimizer {units.work(flops(summary.optimizer_macs), 'FLOPs')}"
 
 
 def _notes(summary: ModelSummary) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -98,9 +99,10 @@ class Watch:
         """Wait, for at most ``timeout`` seconds, until the trackers have everything."""
         self._publisher.flush()
 
-    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         model = None if self._model is None else self._model()
-        if model is None or not torch.is_grad_enabled():
+        # without keyword arguments torch calls a hook that another hook has taken off in the same call
+        if model is None or kwargs is None or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
             return
         if self._observation is not None and not self._observation.abandoned:
             return
@@ -128,7 +130,7 @@ class Watch:
                 self.summary = observation.stop(error)
         finally:
             self._disarm()
-        if observation is None or self.summary is None:
+        if observation is None or self.summary is None or not _is_rank_zero():
             return
         try:
             if self._verbose:
@@ -168,6 +170,13 @@ class _FirstForward(Hook):
 
     # what torch.compiler.assume_constant_result sets, without the import of the compiler that it costs
     traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_rank_zero() -> bool:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"  # torchrun has started this process, and no group is there yet
 
 
 def _close(watch: weakref.ref[Watch]) -> None:

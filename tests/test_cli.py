@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import summarycb
 from summarycb.cli import main
-from tests.literal import SUMMARY
+from tests.literal import ROOT, SUMMARY
 from tests.test_compare import OTHER
 from tests.test_compare import TEXT as COMPARED
 from tests.test_view import TEXT as SHOWN
@@ -62,6 +66,55 @@ def test_a_depth_or_column_that_does_not_exist(stored: tuple[str, str], capsys: 
     first, second = capsys.readouterr().err.splitlines()
     assert first == "summarycb: depth must be None (every level) or an integer from 0 (the root alone) on, not -2"
     assert second.startswith("summarycb: there is no column 'flops'; allowed: type, input")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"summarycb {summarycb.__version__}\n"
+
+
+def test_an_error_that_nobody_foresaw_is_status_2_too(
+    stored: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never 1, which says that a comparison is over a gate."""
+
+    def planted(*_: object, **__: object) -> str:
+        raise OverflowError("on purpose")
+
+    monkeypatch.setattr("summarycb.ModelSummary.to_text", planted)
+    assert main(["show", stored[0]]) == 2
+    assert capsys.readouterr().err == "summarycb: OverflowError: on purpose\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_that_cannot_encode_the_table(stored: tuple[str, str], encoding: str) -> None:
+    """As a process: ``python -m summarycb`` into a pipe, in ASCII, and JSON with its own escapes."""
+    named = replace(SUMMARY, root=replace(ROOT, type_name="网"))
+    named.save(stored[1])
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "summarycb", *arguments],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert (done.stderr, done.returncode) == (b"", 0)
+        return done.stdout.decode(encoding)
+
+    assert run("show", stored[0]) == SUMMARY.to_text(ascii_only=True) + "\n"
+    assert run("compare", *stored).startswith("Net > ?\n")
+    assert json.loads(run("show", stored[1], "--format", "json")) == json.loads(named.to_json())
+
+
+@pytest.mark.parametrize("columns", ["1", "0"])
+def test_a_terminal_that_is_too_narrow_gets_lines_that_are_too_long(
+    stored: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["show", stored[0]]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_it_works_where_nothing_but_rich_is_installed(stored: tuple[str, str]) -> None:

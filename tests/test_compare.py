@@ -10,7 +10,7 @@ import pytest
 
 from summarycb import SummaryError, compare
 from summarycb.compare import Delta
-from summarycb.tree import ModuleSummary, Signature, Work
+from summarycb.tree import ModuleSummary, Nested, Signature, Work
 from tests.literal import AGAIN, FC, ROOT, SUMMARY, tensor, weight
 
 WIDER = replace(
@@ -78,6 +78,20 @@ def test_rows_are_in_definition_order_and_say_what_differs() -> None:
         ("head", "removed", "Head"),
         ("(outside)", "changed", "loss, other code"),
     ]
+
+
+def test_what_reads_the_same_is_told_apart_by_types() -> None:
+    """A dict -> a ModelOutput, or float32 -> bfloat16, where the shapes alone would show no difference."""
+    given, half = (Nested("arguments", (("x", tensor(2)),)), tensor(2, dtype="bfloat16"))
+    spoken = {"dict": tensor(2), "ModelOutput": half}
+    a, b = (
+        replace(SUMMARY, root=replace(ROOT, signatures=(Signature(1, given, Nested(name, (("logits", value),))),)))
+        for name, value in spoken.items()
+    )
+    (row,) = compare(a, b).rows
+    assert row.details == "output dict{logits: [2] float32 cpu} → ModelOutput{logits: [2] bfloat16 cpu}"
+    a, b = (replace(SUMMARY, root=replace(ROOT, signatures=(Signature(1, (v,), None),))) for v in spoken.values())
+    assert compare(a, b).differences == ("input: ([2] float32 cpu,) → ([2] bfloat16 cpu,)",)
 
 
 def test_the_same_has_no_rows() -> None:

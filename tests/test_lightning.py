@@ -484,7 +484,7 @@ def test_a_tracker_that_fails(L: ModuleType, tmp_path: Path) -> None:
     with pytest.warns(SummaryWarning, match=r"^the model summary was not written to Broken: Planted: on purpose$"):
         trainer(L, tmp_path, callback).fit(model)
     assert len(model.losses) == 3
-    assert written == [(callback.summary, 1)]
+    assert written == [(callback.summary, 0)]  # the step that was observed is the first: global step 0
 
 
 @pytest.mark.parametrize("method", ["wrap", "write"])
@@ -612,3 +612,42 @@ except ModuleNotFoundError as error:
     assert done.stdout.strip() == "lightning is not installed; install it with: pip install 'summarycb[lightning]'", (
         done.stderr
     )
+
+
+def test_a_name_is_the_trainers_logger_and_one_that_is_none_does_not_stop_the_others(tmp_path: Path) -> None:
+    import lightning.pytorch as L
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    callback = ModelSummaryCallback(trackers=["wandb", "tensorboard"], verbose=False)
+    with pytest.warns(
+        SummaryWarning, match=r"^the model summary was not written to 'wandb': SummaryError: 'wandb': no W&B"
+    ):
+        trainer(L, tmp_path, callback, logger=logger).fit(lit(L))
+    assert summarycb.load(f"tensorboard:{tmp_path}/run") == callback.summary
+
+
+def test_a_logger_that_is_given_is_opened_at_the_first_step_and_not_before(tmp_path: Path) -> None:
+    """On the ranks above zero it has no run, and on rank zero making one early is not ours to do."""
+    import lightning.pytorch as L
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    callback = ModelSummaryCallback(trackers=[logger], verbose=False)
+    assert not (tmp_path / "run").exists()
+    trainer(L, tmp_path, callback, logger=False).fit(lit(L))
+    assert summarycb.load(f"tensorboard:{tmp_path}/run") == callback.summary
+
+
+def test_accumulated_gradients_are_said(tmp_path: Path) -> None:
+    """The first micro-batch is what is observed; its optimizer has no state yet."""
+    import lightning.pytorch as L
+
+    callback = ModelSummaryCallback(verbose=False)
+    trainer(L, tmp_path, callback, accumulate_grad_batches=3, logger=False).fit(lit(L))
+    assert callback.summary is not None
+    assert callback.summary.forward_macs == FORWARD
+    assert callback.summary.memory.optimizer_state is None
+    assert [note.text for note in callback.summary.notes if note.kind == "optimizer"] == [
+        "an optimizer did not step, as in gradient accumulation: its state is unknown"
+    ]

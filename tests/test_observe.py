@@ -706,3 +706,99 @@ def test_no_value_of_a_tensor_is_stored() -> None:
         model.weight.fill_(secret)
     summary = observed(model, torch.full((1, 2), secret))
     assert "123456" not in summary.to_json() + str(summary) + repr(summary)
+
+
+def test_gradients_and_state_that_are_views_of_one_bucket_count_their_own_part() -> None:
+    """As DistributedDataParallel(gradient_as_bucket_view=True) makes them."""
+    model = nn.Linear(3, 2)
+    bucket = torch.zeros(3 * 2 + 2)
+    model.weight.grad, model.bias.grad = bucket[:6].view(2, 3), bucket[6:]
+    with summarycb.observe(model) as observation:
+        model(torch.rand(4, 3)).sum().backward()
+    assert observation.summary is not None
+    assert [p.gradient for p in observation.summary.root.parameters] == [FLOAT * 6, FLOAT * 2]
+    assert observation.summary.memory.gradients == FLOAT * 8
+
+
+def test_no_value_and_no_path_is_stored() -> None:
+    """Only names, shapes, dtypes, devices and counts: not what an ``extra_repr``, a key or an exception writes out."""
+
+    class Telling(nn.Module):
+        def __init__(self, said: str) -> None:
+            super().__init__()
+            self.said = said
+
+        def extra_repr(self) -> str:
+            return self.said
+
+        def forward(self, batch: dict[Any, torch.Tensor]) -> torch.Tensor:
+            return sum(batch.values(), torch.zeros(()))
+
+    model = nn.ModuleList([Telling("scale=tensor([0.5]), p=1"), Telling("vocabulary=/home/someone/secret.txt, p=0.1")])
+    with summarycb.observe(model) as observation:
+        model[0]({torch.tensor(1.5): torch.rand(2), 7: torch.rand(2), "x": torch.rand(2)})
+    assert observation.summary is not None
+    assert [module.config for module in observation.summary.root.children] == ["", "p=0.1"]
+    assert observation.summary["0"].inputs == ({"Tensor": spec(2), "7": spec(2), "x": spec(2)},)
+
+
+def test_a_batch_that_cannot_be_looked_into_has_no_known_size() -> None:
+    class Graph:
+        def __init__(self) -> None:
+            self.nodes = torch.rand(4, 3)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, graph: Graph, hops: int) -> torch.Tensor:
+            return self.fc(graph.nodes)
+
+    summary = observed(Net(), Graph(), 2)
+    assert summary[""].inputs == (Opaque("Graph"), Opaque("int"))
+    assert summary.memory.batch is None
+
+
+def test_a_module_that_the_forward_adds_is_said() -> None:
+    class Growing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.late = nn.Linear(3, 2)
+            return self.late(x)
+
+    model = Growing()
+    with summarycb.observe(model) as observation:
+        model(torch.rand(4, 3))
+    assert observation.summary is not None
+    assert observation.summary.incomplete == (
+        "modules were added or taken away during the step; the ones before it are shown",
+    )
+
+
+def test_a_module_whose_getattr_raises() -> None:
+    class Broken(nn.Linear):
+        def __getattr__(self, name: str) -> Any:
+            if name in ("weight", "bias"):
+                return super().__getattr__(name)
+            raise RuntimeError(name)
+
+    summary = observed(nn.Sequential(Broken(3, 2)), torch.rand(4, 3))
+    assert summary.total_params == 3 * 2 + 2
+    assert summary["0"].type_name == "Broken"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention() -> None:
+    """It compiles itself unless it is told not to, and cannot do so beneath a dispatch mode."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    class Attention(nn.Module):
+        def forward(self, q: torch.Tensor) -> torch.Tensor:
+            out = flex_attention(q, q, q)
+            assert isinstance(out, torch.Tensor)
+            return out
+
+    with torch.no_grad():
+        summary = observed(Attention(), torch.rand(1, 2, 8, 4))
+    assert summary.forward_macs == 2 * (2 * 8 * 8 * 4)  # two heads, both products of 8 x 8 scores over 4 features

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -361,3 +362,17 @@ def test_functional_dropout_leaves_the_random_state() -> None:
     torch.manual_seed(3)
     summarycb.summarize(Noisy(), input_size=(2, 3))
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_random_numbers_of_python_and_numpy_are_not_the_users() -> None:
+    class Augmenting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * random.random() * float(np.random.rand())
+
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.rand()
+    random.seed(3)
+    np.random.seed(3)
+    summarycb.summarize(Augmenting(), input_size=(2, 3))
+    assert (random.random(), np.random.rand()) == expected

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from summarycb.tree import Amounts, ModuleSummary, Opaque, ParameterSpec, Work, add
+from summarycb.tree import Amounts, ModuleSummary, Nested, Opaque, ParameterSpec, Work, add
 from tests.literal import FC, HEAD, ROOT, SUMMARY, tensor
 
 
@@ -67,6 +67,18 @@ def test_nested_values_read_and_compare_as_mappings() -> None:
     assert HEAD.inputs == {"0": tensor(2, 3), "mask": None}
     assert HEAD.outputs == {"logits": tensor(2, 3), "states": (tensor(), Opaque("Cache"))}
     assert str(HEAD.outputs) == "{logits: [2, 3], states: ([], Cache)}"
+
+
+def test_two_nested_values_are_equal_with_their_type_and_order() -> None:
+    """So that equal ones have equal hashes, and a model that returns a ModelOutput for a dict has changed."""
+    items = (("logits", tensor(2)), ("loss", tensor()))
+    output = Nested("ModelOutput", items)
+    assert output == Nested("ModelOutput", items)
+    assert hash(output) == hash(Nested("ModelOutput", items))
+    assert output != Nested("dict", items)
+    assert output != Nested("ModelOutput", items[::-1])
+    assert output == dict(items) == Nested("dict", items)
+    assert output != items
 
 
 def test_the_tree_is_frozen() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 
 import pytest
 
 from summarycb import SummaryError
 from summarycb.columns import COLUMNS
+from summarycb.render.terminal import show
 from summarycb.tree import Environment, Memory, ModelSummary, ModuleSummary, Work
 from summarycb.view import select
 from tests.literal import FC, HEAD, ROOT, SUMMARY
@@ -16,8 +19,7 @@ TEXT = """\
 Net
 step    training · cpu · float32 · Adam · lightning · Single · in [2, 4] → out [2, 3] · 4 modules
 params  20 (75.0 % trainable) · buffers 7
-compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs
-        with recomputation 372 FLOPs
+compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs · recomputed 48 FLOPs
 memory  weights 80 B · buffers 28 B · gradients 80 B · optimizer state 160 B
         saved activations 84 B · weight copies 16 B · batch 32 B
 peak    512 B of tensors, reached in the backward phase in fc
@@ -30,7 +32,8 @@ Net          Net              [2, 3]                                   20       
 └ (outside)  loss, other code                                           0        6    7.7       12 B
 
 1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not
-discounted) and RNN gates; biases, norms, activations, softmax and look-ups count 0; ? is unknown
+discounted) and RNN gates; biases, norms, activations, softmax and look-ups count 0; only what torch
+dispatches is seen, no kernel that a custom autograd.Function runs by itself; ? is unknown
 head.weight is fc.weight, counted there"""
 
 NARROW_ASCII = """\
@@ -39,7 +42,7 @@ step    training - cpu - float32 - Adam - lightning - Single
         in [2, 4] > out [2, 3] - 4 modules
 params  20 (75.0 % trainable) - buffers 7
 compute forward 78 MACs = 156 FLOPs - backward 168 FLOPs
-        step 324 FLOPs - with recomputation 372 FLOPs
+        step 324 FLOPs - recomputed 48 FLOPs
 memory  weights 80 B - buffers 28 B - gradients 80 B
         optimizer state 160 B - saved activations 84 B
         weight copies 16 B - batch 32 B
@@ -56,7 +59,8 @@ Net          Net            20       72   92.3       72 B
 1 MAC = 2 FLOPs, whole batch; MACs of matrix products,
 convolutions, attention (causal masks not discounted) and
 RNN gates; biases, norms, activations, softmax and look-ups
-count 0; ? is unknown
+count 0; only what torch dispatches is seen, no kernel that
+a custom autograd.Function runs by itself; ? is unknown
 head.weight is fc.weight, counted there"""
 
 MARKDOWN = """\
@@ -95,6 +99,45 @@ def test_the_whole_markdown_of_a_structure_alone() -> None:
     root = ModuleSummary("", "", "Net", children=(odd,))
     structure = ModelSummary(root, Work(), Memory(parameters=60), Environment("0.1.0"))
     assert structure.to_markdown() == MARKDOWN
+
+
+def headline(summary: ModelSummary) -> dict[str, tuple[str, ...]]:
+    return dict(select(summary).headline)
+
+
+def test_a_memory_kind_that_a_step_did_not_tell_is_a_question_mark_and_a_zero_is_not_shown() -> None:
+    memory = Memory(80, 0, 80, None, None, 0, 32)
+    facts = ("weights 80 B", "gradients 80 B", "optimizer state ?", "saved activations ?", "batch 32 B")
+    assert headline(replace(SUMMARY, memory=memory))["memory"] == facts
+    without_a_step = ("weights 80 B", "gradients 80 B", "batch 32 B")
+    assert headline(replace(SUMMARY, memory=memory, observed="structure"))["memory"] == without_a_step
+
+
+def test_a_model_without_parameters_has_no_line_of_memory() -> None:
+    alone = ModelSummary(ModuleSummary("", "", "ReLU"), Work(), Memory(0, 0), Environment("0.1.0"))
+    assert headline(alone) == {"structure": ("1 module",), "params": ("0 (0 % trainable)",)}
+
+
+@pytest.mark.parametrize(
+    ("recomputed", "optimizer", "more"),
+    [
+        (0, 0, ()),
+        (3, 0, ("recomputed 6 FLOPs",)),
+        (0, 5, ("optimizer 10 FLOPs",)),  # as Muon's and Shampoo's matrix products
+        (3, 5, ("recomputed 6 FLOPs", "optimizer 10 FLOPs")),
+        (None, None, ("recomputed ? FLOPs", "optimizer ? FLOPs")),
+    ],
+)
+def test_recomputation_and_the_optimizer_are_facts_of_their_own(
+    recomputed: int | None, optimizer: int | None, more: tuple[str, ...]
+) -> None:
+    step = replace(SUMMARY, root=FC, outside=Work(0, 0, recomputed, 0, 0), optimizer_macs=optimizer)
+    assert headline(step)["compute"] == (
+        "forward 48 MACs = 96 FLOPs",
+        "backward 96 FLOPs",
+        "step 192 FLOPs",
+        *more,
+    )
 
 
 def test_depth_hides_rows_whose_figures_their_parents_hold() -> None:
@@ -147,6 +190,55 @@ def test_unknown_is_a_question_mark() -> None:
         columns=["forward_macs", "macs_percent", "backward_flops", "saved_activations"],
     )
     assert view.rows[1].cells == ("?", "?", "?", "?")
+
+
+@pytest.mark.parametrize("width", [19, 0, -1, True, 80.0, "80", None])
+def test_a_wrong_width_says_what_is_allowed(width: object) -> None:
+    with pytest.raises(SummaryError, match=f"^width must be an integer from 20 on, not {width!r}$"):
+        SUMMARY.to_text(width=width)  # type: ignore[arg-type]
+
+
+def test_names_and_facts_cannot_break_the_table() -> None:
+    """One row a line, whatever a stored summary says: no line break, no terminal command, and wide characters fit."""
+    odd = replace(FC, path="odd", name="a\nb\x1b[31m\u2028c\t", type_name="線形" * 20)
+    text = replace(SUMMARY, root=replace(ROOT, children=(odd,))).to_text(columns=["type", "params"], width=40)
+    (line,) = [line for line in text.split("\n") if "線形" in line]
+    assert line == "├ a b [31m c  線形線形線形線形線…     15"
+
+
+class Stream(io.TextIOWrapper):
+    """A standard output of an encoding, on a terminal or not."""
+
+    def __init__(self, encoding: str, terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, newline="\n")
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def written(self) -> str:
+        self.flush()
+        buffer = self.buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue().decode(self.encoding)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_standard_output_cannot_encode(monkeypatch: pytest.MonkeyPatch, encoding: str, terminal: bool) -> None:
+    """The lines of the tree become ASCII, a name that is still not encodable gets ``?``, and nothing is raised."""
+    stream = Stream(encoding, terminal)
+    monkeypatch.setattr("sys.stdout", stream)
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    odd = replace(SUMMARY, root=replace(ROOT, children=(replace(FC, path="层", name="层"), *ROOT.children[1:])))
+    show(odd)
+    written = stream.written()
+    assert ("\x1b[" in written) == terminal
+    plain = "\n".join(line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", written).split("\n"))
+    expected = odd.to_text() if encoding == "utf-8" else odd.to_text(ascii_only=True).replace("层", "?")
+    assert plain == expected + "\n"
 
 
 @pytest.mark.parametrize("depth", [-1, True, 1.5, "3"])

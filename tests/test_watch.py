@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -633,3 +635,124 @@ def test_a_model_that_is_compiled_for_training() -> None:
         loss_of(output, y).backward()
         optimizer.step()
     assert nodes == ["CompiledFunctionBackward"] * 2
+
+
+def plain_step(model: nn.Module) -> None:
+    loss_of(model(torch.rand(4, 3)), torch.randint(2, (4,))).backward()
+
+
+def test_a_skipped_step_is_a_step_of_its_own() -> None:
+    """A GradScaler that skips a step takes the gradients away: the next forward is not part of the same step."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = summarycb.watch(model, optimizer, verbose=False)
+    plain_step(model)
+    optimizer.zero_grad()
+    assert hook.summary is None
+    plain_step(model)
+    optimizer.step()
+    assert hook.summary is not None
+    assert hook.summary[""].calls == 1
+    assert hook.summary.forward_macs == 4 * 3 * 2
+    assert hook.summary.memory.optimizer_state is None
+    assert [note.text for note in hook.summary.notes if note.kind == "optimizer"] == [
+        "no torch optimizer stepped before the next forward: its state is unknown",
+        "an optimizer did not step, as in gradient accumulation: its state is unknown",
+    ]
+    assert left_behind(model) == NOTHING
+
+
+@pytest.mark.parametrize("way", ["by hand", "torch.func"])
+def test_a_loop_without_a_torch_optimizer_ends_at_the_next_forward(way: str) -> None:
+    model = nn.Linear(3, 2)
+    hook = summarycb.watch(model, verbose=False)
+    for _ in range(3):
+        if way == "by hand":
+            plain_step(model)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+        else:
+            parameters = dict(model.named_parameters())
+
+            def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+                return torch.func.functional_call(model, weights, (torch.rand(4, 3),)).sum()
+
+            torch.func.grad(loss)(parameters)
+    assert hook.summary is not None
+    assert hook.summary[""].calls == 1
+    assert hook.summary.forward_macs == 4 * 3 * 2
+    assert left_behind(model) == NOTHING
+
+
+def test_a_step_that_raised_leaves_nothing_once_its_model_is_gone() -> None:
+    """A notebook cell that fails and is run again with a new model: the first one's mode must not stay on."""
+    model = nn.Linear(3, 2)
+    summarycb.watch(model, verbose=False)
+    with pytest.raises(IndexError, match="Target 7 is out of bounds"):
+        loss_of(model(torch.rand(4, 3)), torch.full((4,), 7))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert left_behind() == NOTHING
+
+
+def test_several_forwards_within_a_step_are_said() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = summarycb.watch(model, verbose=False)
+    for _ in range(3):
+        plain_step(model)
+    optimizer.step()
+    assert hook.summary is not None
+    assert [note.text for note in hook.summary.notes] == [
+        "the model ran 3 times within the step; the figures are of all of them"
+    ]
+
+
+def test_state_of_an_optimizer_that_has_not_stepped_yet_is_unknown() -> None:
+    body, head = nn.Linear(3, 3), nn.Linear(3, 2)
+    model = nn.Sequential(body, head)
+    first, second = torch.optim.AdamW(body.parameters()), torch.optim.AdamW(head.parameters())
+    hook = summarycb.watch(model, verbose=False)
+    plain_step(model)
+    first.step()
+    second.step()
+    assert hook.summary is not None
+    # two moments of each element and a step count for each tensor
+    assert hook.summary["0"].total.optimizer_state == 4 * (2 * (9 + 3) + 2)
+    assert hook.summary["1"].total.optimizer_state is None
+    assert hook.summary.memory.optimizer_state is None
+
+
+def test_the_peak_holds_the_state_of_an_optimizer_that_is_found_only_as_it_steps() -> None:
+    """AdamW's two moments exist before the second step, whether or not the optimizer was given."""
+
+    def peak(given: bool) -> int | None:
+        model = nn.Linear(64, 64)
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        x, y = torch.rand(4, 64), torch.randint(2, (4,))
+        for turn in range(2):
+            if turn:
+                hook = summarycb.watch(model, optimizer if given else None, verbose=False)
+            loss_of(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert hook.summary is not None
+        return hook.summary.memory.peak
+
+    assert peak(given=False) == peak(given=True)
+
+
+def test_only_rank_zero_prints_and_writes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = summarycb.watch(model)
+    plain_step(model)
+    optimizer.step()
+    assert hook.summary is not None
+    assert capsys.readouterr().out == ""

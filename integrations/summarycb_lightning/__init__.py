@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from summarycb.errors import missing
 from summarycb.observe import Observation
 from summarycb.render.terminal import show
-from summarycb.trackers import Publisher, Report, Tracker, check_names, check_timeout, resolve, warn, wrap
+from summarycb.trackers import (
+    LIGHTNING,
+    Publisher,
+    Report,
+    Tracker,
+    check_names,
+    check_timeout,
+    is_kind,
+    kind,
+    names,
+    resolve,
+    warn,
+    wrap,
+)
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
 
@@ -31,7 +44,8 @@ class ModelSummaryCallback(LightningModelSummary):
 
     It takes the place of Lightning's own table. ``depth`` is how many levels below the LightningModule are printed
     (None: all). ``trackers="auto"`` uses the Trainer's loggers that a tracker is installed for; a list takes native
-    runs, writers and loggers, names or references. ``columns`` are those of :data:`summarycb.columns.COLUMNS`.
+    runs, writers and loggers, references, and names: the Trainer's loggers of that kind, else the run that is active.
+    ``columns`` are those of :data:`summarycb.columns.COLUMNS`.
     ``timeout`` bounds in seconds how long the end of ``fit`` waits for the trackers. ``summary`` holds the result.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
@@ -60,8 +74,8 @@ class ModelSummaryCallback(LightningModelSummary):
         self._columns = check_columns(columns)
         if trackers != "auto":
             check_names(trackers)
-            # a run that a name stands for may begin later; a native object that no tracker takes is wrong now
-            trackers = [target if isinstance(target, str) else resolve([target])[0] for target in trackers]
+            # what a name or a logger stands for may begin later; anything else that no tracker takes is wrong now
+            trackers = [target if _is_later(target) else resolve([target])[0] for target in trackers]
         self._trackers = trackers
         self._done = True
         self._observation: Observation | None = None
@@ -83,6 +97,7 @@ class ModelSummaryCallback(LightningModelSummary):
         if self._done or self._observation is not None:
             return
         try:
+            self._step = trainer.global_step
             self._observation = Observation(pl_module, trainer.optimizers, **_context(trainer))
             self._observation.start()
         except Exception as error:
@@ -124,15 +139,23 @@ class ModelSummaryCallback(LightningModelSummary):
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)
             self._publisher = Publisher(self._open_trackers(trainer), self._timeout)
-            self._publisher.publish(Report(self.summary, self._depth), step=trainer.global_step)
+            self._publisher.publish(Report(self.summary, self._depth), step=self._step)
         except Exception as fault:
             self._give_up(fault)
 
     def _open_trackers(self, trainer: Trainer) -> list[Tracker]:
+        loggers = [tracker for logger in trainer.loggers if (tracker := wrap(logger)) is not None]
         if self._trackers == "auto":
-            wrapped = [wrap(logger) for logger in trainer.loggers]
-            return [tracker for tracker in wrapped if tracker is not None]
-        return resolve(self._trackers)
+            return loggers
+        opened: list[Tracker] = []
+        for target in self._trackers:
+            try:
+                named = kind(target) if isinstance(target, str) and target in names() else None
+                of_the_trainer = [logger for logger in loggers if named is not None and type(logger) is named]
+                opened += of_the_trainer or resolve([target])
+            except Exception as error:  # one that cannot be opened must not keep the others from being written to
+                warn(f"the model summary was not written to {target!r}: {type(error).__name__}: {error}")
+        return opened
 
     def _discard(self) -> None:
         observation, self._observation = self._observation, None
@@ -181,5 +204,9 @@ def _bases() -> list[type]:
     return found
 
 
-def _is_lightning(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in _PACKAGES.values()
+def _is_later(target: object) -> bool:
+    return isinstance(target, str) or is_kind(target, "Logger", *LIGHTNING)
+
+
+def _is_lightning(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in _PACKAGES.values()

@@ -59,9 +59,9 @@ class TensorBoardTracker:
         summary.value[0].tag = TAG
         summary.value[0].metadata.plugin_data.plugin_name = PLUGIN
         writer = self._writer or library.SummaryWriter(self._logdir)
+        writer.file_writer.add_summary(summary, step)  # first, for a writer that is closed meanwhile
         for name, value in report.metrics.items():
             writer.add_scalar(name, value, step)
-        writer.file_writer.add_summary(summary, step)
         writer.add_text(f"{PREFIX}/text", f"```\n{report.text}\n```", step)
         writer.flush()
         if writer is not self._writer:

@@ -16,16 +16,21 @@ from dataclasses import dataclass
 import torch
 
 from summarycb.collect.modules import Structure, dtype_name
-from summarycb.tree import Nested, Opaque, Signature, Spec, TensorSpec
+from summarycb.tree import Nested, Opaque, Phase, Signature, Spec, TensorSpec
 
 OUTSIDE = -1
-FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
+FORWARD: Phase = "forward"
+BACKWARD: Phase = "backward"
+RECOMPUTE: Phase = "recompute"
+OPTIMIZER: Phase = "optimizer"
 NO_TASK = -1
 _ACCUMULATE_GRAD = 2**63
 """Nodes that only accumulate into a leaf carry the largest sequence number, above every one given to a call."""
 _MAX_SIGNATURES = 16
 _MAX_NESTING = 8
 _MAX_ITEMS = 64
+_MAX_KEY = 200
+_PLAIN = (bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, slice, range)
 
 graph_task = torch._C._current_graph_task_id
 _next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
@@ -56,6 +61,7 @@ class Calls:
         self._failed = OUTSIDE
         self._error = 0  # an id: the error itself would keep its frames, and their tensors, alive
         self.other_threads = False
+        self.differentiated = False
         self._outermost = 0
         self._starts: list[int] = []
         self._owners: list[int] = []
@@ -124,7 +130,7 @@ class Calls:
             cause = cause.__cause__ or cause.__context__
         return None
 
-    def where(self) -> tuple[int, str]:
+    def where(self) -> tuple[int, Phase]:
         """The slot and the phase of the operation that is running now."""
         task = graph_task()
         top = self._stack[-1] if self._stack else None
@@ -135,7 +141,9 @@ class Calls:
             return OUTSIDE, OPTIMIZER if self.in_optimizer and not torch.is_grad_enabled() else FORWARD
         if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
             return top.slot, RECOMPUTE
-        return self._owner_of(torch._C._current_autograd_node()), BACKWARD
+        slot = self._owner_of(torch._C._current_autograd_node())
+        self.differentiated = self.differentiated or slot != OUTSIDE
+        return slot, BACKWARD
 
     def signatures_of(self, slot: int) -> tuple[Signature, ...]:
         """The calls of a row, grouped by inputs and outputs."""
@@ -214,18 +222,30 @@ def iter_tensors(value: object, nesting: int = 0) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif nesting < _MAX_NESTING:
-        items: list[object] = []
-        try:
-            if isinstance(value, Mapping):
-                items = list(value.values())
-            elif isinstance(value, (list, tuple)):
-                items = list(value)
-            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-                items = [getattr(value, f.name) for f in dataclasses.fields(value)]
-        except Exception:  # a container of the user's whose own methods fail
-            return
-        for item in items:
+        for item in _items(value) or ():
             yield from iter_tensors(item, nesting + 1)
+
+
+def hides_tensors(value: object, nesting: int = 0) -> bool:
+    """Whether a value, or one nested in it, is an object that :func:`iter_tensors` cannot look into."""
+    if value is None or isinstance(value, (torch.Tensor, *_PLAIN)):
+        return False
+    items = _items(value) if nesting < _MAX_NESTING else None
+    return items is None or any(hides_tensors(item, nesting + 1) for item in items)
+
+
+def _items(value: object) -> list[object] | None:
+    """What a container holds; None when it is none, or its own methods fail."""
+    try:
+        if isinstance(value, Mapping):
+            return list(value.values())
+        if isinstance(value, (list, tuple)):
+            return list(value)
+        if dataclasses.is_dataclass(value):
+            return [getattr(value, f.name) for f in dataclasses.fields(value)]
+    except Exception:  # a container of the user's
+        return None
+    return None
 
 
 def _nested(kind: str, items: object, nesting: int) -> Nested:
@@ -234,5 +254,7 @@ def _nested(kind: str, items: object, nesting: int) -> Nested:
         if len(found) == _MAX_ITEMS:
             found.append(("…", Opaque("more")))
             break
-        found.append((str(name), describe(value, nesting + 1)))
+        # a key may be a tensor, or any object whose text is data
+        key = str(name) if isinstance(name, (str, int)) else type(name).__name__
+        found.append((key[:_MAX_KEY], describe(value, nesting + 1)))
     return Nested(kind, tuple(found))

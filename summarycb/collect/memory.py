@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from summarycb.collect.calls import FORWARD, NO_TASK, OUTSIDE, Calls, graph_task, iter_tensors
+from summarycb.collect.calls import FORWARD, NO_TASK, OUTSIDE, Calls, graph_task, hides_tensors, iter_tensors
 from summarycb.collect.modules import Structure, TensorBytes
+from summarycb.tree import Phase, add
 
 _STATIC, _PARAMETER, _BATCH, _MADE, _WEIGHT_COPY = "static", "parameter", "batch", "made", "weight copy"
 
@@ -27,7 +28,7 @@ class _Alive(weakref.ref[torch.UntypedStorage]):
     key: int
     bytes: int
     kind: str
-    phase: str
+    phase: Phase
     slot: int
 
 
@@ -44,9 +45,9 @@ class Memory:
         self.saved: Counter[int] | None = None
         self.weight_copies: Counter[int] | None = None
         self._saved_total = -1
-        self.batch = 0
+        self.batch: int | None = 0
         self.peak = 0
-        self.peak_at: tuple[int, str] = (OUTSIDE, FORWARD)
+        self.peak_at: tuple[int, Phase] = (OUTSIDE, FORWARD)
         for module in structure.modules():
             for parameter in module._parameters.values():
                 if parameter is not None and not torch.nn.parameter.is_lazy(parameter):
@@ -61,12 +62,23 @@ class Memory:
                 self._add(tensor, _STATIC, OUTSIDE, FORWARD)
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call of an outermost module begins: what it is given and the step did not make is the batch."""
+        """A call of an outermost module begins: what it is given and the step did not make is the batch.
+
+        The batch is unknown when an object that cannot be looked into is among the inputs.
+        """
         if graph_task() == NO_TASK:
+            found = 0
             for tensor in iter_tensors((args, kwargs)):
-                self.batch += self._add(tensor, _BATCH, OUTSIDE, FORWARD)
+                found += self._add(tensor, _BATCH, OUTSIDE, FORWARD)
                 if not tensor.requires_grad:  # a batch may be made, or moved to its device, within the step
-                    self._turn_into_batch(tensor)
+                    found += self._turn_into_batch(tensor)
+            self.batch = add(self.batch, None if hides_tensors((args, kwargs)) else found)
+
+    def existed(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors that were alive all through the step, as is found only now: they were part of the peak."""
+        peak, at = self.peak, self.peak_at
+        added = sum(self._add(tensor, _STATIC, OUTSIDE, FORWARD) for tensor in tensors)
+        self.peak, self.peak_at = max(self.peak, peak + added), at
 
     def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation has run."""
@@ -81,7 +93,7 @@ class Memory:
             fresh = self._fresh[func] = _makes_storage(func)
         if not fresh:
             return
-        place: tuple[int, str] | None = None
+        place: tuple[int, Phase] | None = None
         for tensor in (out,) if isinstance(out, torch.Tensor) else iter_tensors(out):
             if place is None:
                 place = self._calls.where()
@@ -90,7 +102,7 @@ class Memory:
         # backward() makes its first gradient, ones like the loss, before it begins: not something the forward saved
         self._seed = out.untyped_storage()._cdata if func is _ONES_LIKE and place == (OUTSIDE, FORWARD) else None
 
-    def _add(self, tensor: torch.Tensor, kind: str, slot: int, phase: str) -> int:
+    def _add(self, tensor: torch.Tensor, kind: str, slot: int, phase: Phase) -> int:
         added = 0
         for storage in _storages(tensor):
             key = storage._cdata
@@ -106,12 +118,14 @@ class Memory:
             self.peak, self.peak_at = self._live, (slot, phase)
         return added
 
-    def _turn_into_batch(self, tensor: torch.Tensor) -> None:
+    def _turn_into_batch(self, tensor: torch.Tensor) -> int:
+        turned = 0
         for storage in _storages(tensor):
             alive = self._alive[storage._cdata]
             if alive.kind is _MADE and alive.slot == OUTSIDE:
                 alive.kind = _BATCH
-                self.batch += alive.bytes
+                turned += alive.bytes
+        return turned
 
     def _free(self, alive: _Alive) -> None:
         if self._alive.get(alive.key) is alive:
@@ -153,7 +167,11 @@ def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     if isinstance(local, torch.Tensor):
         return _storages(local)
     if tensor.layout is torch.strided:
-        return [tensor.untyped_storage()]
+        try:
+            return [tensor.untyped_storage()]
+        except NotImplementedError:  # within torch.func, a wrapper around the tensor
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            return _storages(torch._C._functorch.get_unwrapped(tensor)) if wrapped else []
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices().untyped_storage(), tensor._values().untyped_storage()]
     if tensor.layout is torch.jagged:
@@ -172,6 +190,17 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({s._cdata: s.nbytes() for tensor in tensors for s in _storages(tensor)}.values())
 
 
+def _own_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of distinct tensors; of one that is a view into a bucket that others share, its own part."""
+    distinct = {id(tensor): tensor for tensor in tensors}.values()
+    return sum(
+        min(storage_bytes([tensor]), tensor.numel() * tensor.element_size())
+        if tensor.layout is torch.strided and not hasattr(tensor, "_local_tensor")
+        else storage_bytes([tensor])
+        for tensor in distinct
+    )
+
+
 def tensor_bytes(
     structure: Structure,
     optimizers: Sequence[torch.optim.Optimizer] | None,
@@ -179,19 +208,23 @@ def tensor_bytes(
 ) -> TensorBytes:
     """Bytes of each parameter's gradient and optimizer state, from the real objects; ``None`` is no optimizer seen.
 
-    The state is unknown for the parameters of an ``idle`` optimizer, which has not made it yet.
+    The state is unknown for the parameters of an ``idle`` optimizer, which has not made it yet, and for trainable ones
+    that no optimizer seen so far holds.
     """
     found = TensorBytes()
     if optimizers is not None:
-        found.optimizer_state = {id(p): None for o in idle for group in o.param_groups for p in group["params"]}
+        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        loose = (p for m in structure.modules() for p in m._parameters.values() if p is not None and p.requires_grad)
+        found.optimizer_state = {id(p): None for p in loose if id(p) not in held}
+        found.optimizer_state |= {id(p): None for o in idle for group in o.param_groups for p in group["params"]}
     for module in structure.modules():
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
             if parameter.grad is not None:
-                found.gradients[id(parameter)] = storage_bytes([parameter.grad])
+                found.gradients[id(parameter)] = _own_bytes([parameter.grad])
             for optimizer in optimizers or ():
                 state = optimizer.state.get(parameter)
                 if state and found.optimizer_state is not None:
-                    found.optimizer_state[id(parameter)] = storage_bytes(iter_tensors(state))
+                    found.optimizer_state[id(parameter)] = _own_bytes(iter_tensors(state))
     return found

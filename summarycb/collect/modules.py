@@ -124,7 +124,9 @@ def _held(node: Node, owners: dict[int, str], tensor_bytes: TensorBytes | None) 
                 persistent = name not in module._non_persistent_buffers_set
                 size = _bytes(buffer)
                 buffers.append(BufferSpec(name, *_where(buffer), persistent, size, _local_shape(buffer), shared))
-    return Held(type_name(node.module), config(node.module), node.module.training, tuple(parameters), tuple(buffers))
+    return Held(
+        type_name(node.module), config(node.module), bool(node.module.training), tuple(parameters), tuple(buffers)
+    )
 
 
 def _shared(tensor: torch.Tensor, node: Node, name: str, owners: dict[int, str]) -> str | None:
@@ -175,15 +177,21 @@ def dtype_name(dtype: torch.dtype) -> str:
 def type_name(module: nn.Module) -> str:
     """The class name; the user's own where FSDP2 or a parametrization has made a class for this one module."""
     kind = type(module)
-    if "FSDPModule" in {base.__name__ for base in kind.__mro__[1:]} or nn.utils.parametrize.is_parametrized(module):
+    if "FSDPModule" in {base.__name__ for base in kind.__mro__[1:]} or "parametrizations" in module._modules:
         return next(base.__name__ for base in kind.__mro__[1:] if base.__name__ != "FSDPModule")
     return kind.__name__
 
 
 def config(module: nn.Module) -> str:
-    """The module's ``extra_repr`` on one line; whatever it raises, the summary goes on without it."""
+    """The module's ``extra_repr`` on one line, without what may be a path, and nothing of one that writes out tensors.
+
+    Whatever it raises, the summary goes on without it.
+    """
     try:
         text = " ".join(module.extra_repr().split())
     except Exception:  # user code
         return ""
+    if "tensor(" in text or "containing:" in text:
+        return ""
+    text = ", ".join(setting for setting in text.split(", ") if "/" not in setting and "\\" not in setting)
     return text if len(text) <= _MAX_CONFIG else text[: _MAX_CONFIG - 1] + "…"

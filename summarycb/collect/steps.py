@@ -8,6 +8,7 @@ off.
 from __future__ import annotations
 
 import sys
+import weakref
 from types import FrameType
 from typing import Any, Protocol
 
@@ -25,22 +26,26 @@ class Listener(Protocol):
 
 _STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # what every optimizer's step is wrapped in
 
-_listeners: list[Listener] = []
+_listeners: list[weakref.ref[Listener]] = []
 _handles: list[RemovableHandle] = []
 
 
-def listen(listener: Listener) -> None:
-    """Tell ``listener`` about steps until :func:`unlisten`; a step that has begun already is told when it ends."""
-    _listeners.append(listener)
+def listen(listener: Listener) -> weakref.ref[Listener]:
+    """Tell ``listener`` about steps until :func:`unlisten`; a step that has begun already is told when it ends.
+
+    It is not kept alive by this; what is returned is for :func:`unlisten`.
+    """
+    known = weakref.ref(listener)
+    _listeners.append(known)
     if not _handles:
         _handles.append(register_optimizer_step_pre_hook(_begins))
         _handles.append(register_optimizer_step_post_hook(_ends))
+    return known
 
 
-def unlisten(listener: Listener) -> None:
+def unlisten(known: weakref.ref[Listener]) -> None:
     """The opposite of :func:`listen`; may be called while a step ends."""
-    if listener in _listeners:
-        _listeners.remove(listener)
+    _listeners[:] = [other for other in _listeners if other is not known]
     if not _listeners:
         while _handles:
             _handles.pop().remove()
@@ -59,10 +64,12 @@ def stepping() -> bool:
 def _begins(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     _handles.pop().remove()
     _handles.append(register_optimizer_step_post_hook(_ends))
-    for listener in _listeners.copy():  # a listener may take itself off
-        listener.step_begins(optimizer)
+    for known in _listeners.copy():  # a listener may take itself off
+        if (listener := known()) is not None:
+            listener.step_begins(optimizer)
 
 
 def _ends(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for listener in _listeners.copy():
-        listener.step_ends(optimizer)
+    for known in _listeners.copy():
+        if (listener := known()) is not None:
+            listener.step_ends(optimizer)

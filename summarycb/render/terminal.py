@@ -1,34 +1,38 @@
-"""View -> the terminal, with rich."""
+"""View -> the terminal, with rich. The widths are known before anything is laid out, so a row is one line of text."""
 
 from __future__ import annotations
 
 import io
 import random
+import sys
 from collections.abc import Sequence
 
+from summarycb.errors import SummaryError
 from summarycb.tree import ModelSummary
 from summarycb.view import Row, View, select
 
 _numbers = random.getstate()
 try:  # rich draws a random number when it is first imported, and the training's own must not change
-    from rich.cells import cell_len
-    from rich.console import Console, Group, RenderableType
-    from rich.table import Table
+    from rich.cells import cell_len, set_cell_size
+    from rich.console import Console
     from rich.text import Text
 finally:
     random.setstate(_numbers)
 
+LEAST_WIDTH = 20
 _GAP = 1
 _LEAST_NAME, _LEAST_TEXT = 24, 10
-_ASCII = str.maketrans({"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~"})
+_ASCII = str.maketrans(
+    {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d"}
+)
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029], " ")
 
 
 def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     """Plain text without colours, no line longer than ``width``."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
-    console.print(render(view, width))
-    assert isinstance(console.file, io.StringIO)
-    text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    if type(width) is not int or width < LEAST_WIDTH:
+        raise SummaryError(f"width must be an integer from {LEAST_WIDTH} on, not {width!r}")
+    text = "\n".join(line.plain for line in render(view, width))
     return text.translate(_ASCII) if ascii_only else text
 
 
@@ -39,32 +43,52 @@ def show(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str]
     try:
         console = Console(highlight=False)
         if console.is_terminal:
-            console.print(render(select(summary, depth=depth, columns=columns), console.width))
+            lines = render(select(summary, depth=depth, columns=columns), max(console.width, LEAST_WIDTH))
+            texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
+            for line, text in zip(lines, texts, strict=True):
+                line.plain = text
+            console.print(Text("\n").join(lines), soft_wrap=True)
         else:
-            print(summary.to_text(depth=depth, columns=columns), flush=True)
+            text = summary.to_text(depth=depth, columns=columns)
+            print(encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
     except Exception as error:  # a closed or narrow stream must not end a training
         warn(f"the model summary could not be printed: {type(error).__name__}: {error}")
 
 
-def render(view: View, width: int) -> RenderableType:
-    """The view as a rich renderable that is at most ``width`` columns wide."""
-    headline = Table.grid(padding=(0, _GAP))
-    headline.add_column(style="dim", no_wrap=True)
-    headline.add_column()
-    space = width - max([cell_len(heading) for heading, _ in view.headline], default=0) - _GAP
+def encodable(text: str, encoding: str | None) -> str:
+    """``text``, or where ``encoding`` lacks a character of it, its lines as ASCII and ``?`` for any other it lacks."""
+    if encoding is None:  # a stream of text, as io.StringIO
+        return text
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, errors="replace").decode(encoding)
+    return text
+
+
+def render(view: View, width: int) -> list[Text]:
+    """The view's lines, none wider than ``width``."""
+    console = Console(file=io.StringIO(), width=width)  # Text.wrap asks for one
+    gutter = max([cell_len(heading) for heading, _ in view.headline], default=0) + _GAP
+    lines = [*_wrapped(view.title, width, console, style="bold")]
     for heading, facts in view.headline:
-        headline.add_row(heading, Text("\n".join(_lines(facts, space))))
-    names, widths = [_label(row) for row in view.rows], _fit(view, width)
-    table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column("module", no_wrap=True, overflow="ellipsis", width=widths[0])
-    for column, space in zip(view.columns, widths[1:], strict=True):
-        if space:
-            table.add_column(column.title, justify=column.justify, no_wrap=True, overflow="ellipsis", width=space)
-    for name, row in zip(names, view.rows, strict=True):
-        table.add_row(name, *[Text(cell) for cell, space in zip(row.cells, widths[1:], strict=True) if space])
-    notes = [Text(note, style="dim") for note in view.notes]
-    body: list[RenderableType] = [table, Text()] if view.rows else []
-    return Group(Text(view.title, style="bold"), headline, Text(), *body, *notes)
+        for text in _lines([_clean(fact) for fact in facts], width - gutter):
+            for line in _wrapped(text, width - gutter, console):
+                lines.append(Text.assemble((set_cell_size(heading, gutter), "dim"), line))
+                heading = ""
+    lines.append(Text())
+    if view.rows:
+        lines += [*_table(view, width), Text()]
+    for note in view.notes:
+        lines += _wrapped(note, width, console, style="dim")
+    return lines
+
+
+def _wrapped(text: str, width: int, console: Console, style: str = "") -> list[Text]:
+    lines = [*Text(_clean(text), style=style).wrap(console, width)]
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def _lines(facts: Sequence[str], width: int) -> list[str]:
@@ -79,15 +103,37 @@ def _lines(facts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _fit(view: View, width: int) -> list[int]:
-    """The width of the name and of each column; 0 drops one. Names and shapes are shortened, numbers never are."""
-    names = [cell_len(_label(row).plain) for row in view.rows]
-    widths = [max([cell_len("module"), *names])]
-    for index, column in enumerate(view.columns):
-        widths.append(max([cell_len(column.title), *[cell_len(row.cells[index]) for row in view.rows]]))
-    least = [min(widths[0], _LEAST_NAME)]
-    for column, space in zip(view.columns, widths[1:], strict=True):
-        least.append(min(space, _LEAST_TEXT) if column.justify == "left" else space)
+def _table(view: View, width: int) -> list[Text]:
+    header = ["module", *[column.title for column in view.columns]]
+    guides = [_guides(row) for row in view.rows]
+    cells = [[guide + _clean(row.label), *map(_clean, row.cells)] for guide, row in zip(guides, view.rows, strict=True)]
+    right = [False, *[column.justify == "right" for column in view.columns]]
+    widths = _fit([header, *cells], right, width)
+    shown = [i for i, space in enumerate(widths) if space]
+
+    def text(row: Sequence[str]) -> str:
+        return (" " * _GAP).join([_cell(row[i], widths[i], right[i]) for i in shown]).rstrip()
+
+    lines = [Text(text(header), style="bold")]
+    for guide, row in zip(guides, cells, strict=True):
+        line = Text(text(row))
+        line.stylize("dim", 0, min(len(guide), widths[0])) if guide else line.stylize("bold", 0, len(row[0]))
+        lines.append(line)
+    return lines
+
+
+def _cell(text: str, space: int, right: bool) -> str:
+    free = space - cell_len(text)
+    if free < 0:
+        return set_cell_size(text, space - 1) + "…"
+    return " " * free + text if right else text + " " * free
+
+
+def _fit(rows: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
+    """The width of each column; 0 drops one. Names and shapes (not ``right``) are shortened, numbers never are."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    least = [space if number else min(space, _LEAST_TEXT) for space, number in zip(widths, right, strict=True)]
+    least[0] = min(widths[0], _LEAST_NAME)
 
     def excess() -> int:
         return sum(space + _GAP for space in widths if space) - _GAP - width
@@ -99,18 +145,22 @@ def _fit(view: View, width: int) -> list[int]:
             widths[widest] -= 1
         elif any(widths[1:]):  # no more to shorten: columns go, text before numbers, from the right
             shown = [i for i in range(1, len(widths)) if widths[i]]
-            text = [i for i in shown if view.columns[i - 1].justify == "left"]
+            text = [i for i in shown if not right[i]]
             widths[(text or shown)[-1]] = 0
             least = [space and bound for space, bound in zip(widths, least, strict=True)]
         else:
-            widths[0] = max(1, width)
+            widths[0] = width
             break
     return widths
 
 
-def _label(row: Row) -> Text:
+def _guides(row: Row) -> str:
     if not row.guides:
-        return Text(row.label, style="bold")
+        return ""
     *above, last = row.guides
-    lines = "".join("  " if closed else "│ " for closed in above) + ("└ " if last else "├ ")
-    return Text.assemble((lines, "dim"), row.label)
+    return "".join("  " if closed else "│ " for closed in above) + ("└ " if last else "├ ")
+
+
+def _clean(text: str) -> str:
+    """``text`` on one line, without what a terminal would obey."""
+    return text if text.isprintable() else text.translate(_CONTROLS)

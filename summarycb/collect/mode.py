@@ -1,0 +1,67 @@
+"""What runs: a dispatch mode that is there for one step, and can be left out of order."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
+
+See: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Calls every operation once, as it is, and then shows it to a method whose object it does not keep alive."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, see: weakref.WeakMethod[See]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._see = see
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled while we are here, and torch's guard against it costs an import of dynamo and 2 us an op
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        see = self._see()
+        if see is not None:
+            see(func, args, kwargs, out)
+        return out
+
+    def __exit__(self, *exc_info: Any) -> None:
+        """Leave, though modes of the user's may have been entered since, which stay: torch pops whatever is on top."""
+        if all(mode is not self for mode in _get_current_dispatch_mode_stack()):
+            return  # another thread's, or taken off for the length of an operation: nothing here is ours to pop
+        above: list[TorchDispatchMode] = []
+        while _get_current_dispatch_mode_stack()[-1] is not self:
+            above.append(_pop_mode())
+        if above:
+            # each mode puts back, when it is left, the flags that it found: the next one above inherits ours
+            heir = above[-1]
+            for flags in _FLAGS:
+                found = getattr(self, flags).pop()
+                getattr(heir, flags)[-1] = found
+            _pop_mode()
+        else:
+            super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
+        for mode in reversed(above):
+            _push_mode(mode)
+
+
+_FLAGS = (
+    "old_dispatch_mode_flags",
+    "old_non_infra_dispatch_mode_flags",
+    "old_without_ignore_compile_internals_dispatch_mode_flags",
+)
