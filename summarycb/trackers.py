@@ -34,6 +34,7 @@ class Report:
 
     summary: ModelSummary
     depth: int | None = 3
+    columns: Sequence[str] | None = None
 
     @cached_property
     def metrics(self) -> dict[str, int]:
@@ -67,7 +68,7 @@ class Report:
     @cached_property
     def text(self) -> str:
         """The hierarchy as the terminal shows it, without colours."""
-        return self.summary.to_text(depth=self.depth)
+        return self.summary.to_text(depth=self.depth, columns=self.columns)
 
     @cached_property
     def json(self) -> str:

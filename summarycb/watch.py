@@ -135,7 +135,7 @@ class Watch:
         try:
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)
-            self._publisher.publish(Report(self.summary, self._depth), step=self._step)
+            self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
         except Exception as fault:
             self._give_up(fault)
 

@@ -610,3 +610,9 @@ def test_a_script_that_ends_at_once_has_written_everything(tmp_path: Path) -> No
         f"publisher.publish(Report(load({str(path)!r})), step=0)"
     )
     assert load(f"tensorboard:{tmp_path}") == SUMMARY
+
+
+def test_a_reports_text_has_the_depth_and_columns_that_were_asked_for() -> None:
+    report = Report(SUMMARY, 0, ["params", "calls"])
+    assert report.text == SUMMARY.to_text(depth=0, columns=["params", "calls"])
+    assert "saved act." not in report.text

@@ -139,7 +139,7 @@ class ModelSummaryCallback(LightningModelSummary):
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)
             self._publisher = Publisher(self._open_trackers(trainer), self._timeout)
-            self._publisher.publish(Report(self.summary, self._depth), step=self._step)
+            self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
         except Exception as fault:
             self._give_up(fault)
 
