@@ -331,6 +331,7 @@ def test_wandb_holds_totals_table_and_files(wandb: Any, report: Report, tmp_path
     for step in range(3):
         run.log({"loss": step}, step=step)
     run.finish()
+    wandb.teardown()  # ends the process that writes the run's file: only then is it whole
 
     folder = Path(run.dir)
     records = wandb_records(folder.parent)
