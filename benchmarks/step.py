@@ -74,7 +74,10 @@ class Case:
     name: str
     build: Callable[[], Trainer]
     tiny: bool = False
-    """A step of thousands of tiny operations: the cost of each is shown too."""
+    """A step of thousands of tiny operations: the cost of each is shown too, and one thread does it.
+
+    More threads make no such step faster, and on a busy machine they wait for each other at every operation.
+    """
 
 
 class Cells(nn.Module):
@@ -312,22 +315,25 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} beside this file")
     parser.add_argument("--only", default="", help="only the models whose name contains this")
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write keeps the results of all models; leave --only out")
     repeats: int = options.repeats or (3 if options.quick else 9)
     logging.disable(logging.WARNING)  # transformers recommends faster kernels for the slow path we want
     warnings.filterwarnings("ignore", module="torch")
 
     about = (
-        f"{machine()}.\n\nMedians of {repeats} interleaved repetitions ({repeats * TINY_TIMES} of the steps of tiny "
-        "operations) of a training step: forward, backward, AdamW, random weights. Ratios are taken within a "
-        'repetition, the spread is their least and greatest; "fastest" is the fastest of all over the fastest plain '
-        "step, which a busy machine moves less. torchinfo's row is its extra forward alone: it comes on top of a step."
+        f"{machine()}.\n\nMedians of {repeats} interleaved repetitions ({repeats * TINY_TIMES}, on one thread, of "
+        "the steps of tiny operations) of a training step: forward, backward, AdamW, random weights. Ratios are taken "
+        'within a repetition, the spread is their least and greatest; "fastest" is the fastest of all over the fastest '
+        "plain step, which a busy machine moves less. torchinfo's row is its extra forward alone: it comes on top."
     )
-    before = load()
+    before, threads = load(), torch.get_num_threads()
     print(about, flush=True)
     tables: list[tuple[str, Sequence[str], list[list[str]]]] = []
     for case in CASES:
         if options.only.lower() in case.name.lower():
             started = time.perf_counter()
+            torch.set_num_threads(1 if case.tiny else threads)
             timings = time_case(case, repeats * (TINY_TIMES if case.tiny else 1))
             tables.append((f"{case.name} ({timings.ops:,} operations)", STEP_HEAD, timings.rows()))
             show(*tables[-1])
