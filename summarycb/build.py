@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +57,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
     return ModelSummary(
         root=root,
         outside=work[OUTSIDE],
-        memory=_memory(records, work),
+        memory=_memory(records),
         environment=_environment(records, context),
         optimizer_macs=_optimizer_macs(records),
         observed="structure" if records.calls is None else "step" if records.backward else "forward",
@@ -128,10 +129,9 @@ def _optimizer_macs(records: Records) -> int | None:
     return flops.macs[OUTSIDE, OPTIMIZER]
 
 
-def _memory(records: Records, work: dict[int, Work]) -> Memory:
+def _memory(records: Records) -> Memory:
     structure, found = records.structure, records.memory
-    parameters = [p for m in structure.modules() for p in m._parameters.values() if p is not None]
-    buffers = [b for m in structure.modules() for b in m._buffers.values() if b is not None]
+    parameters, buffers = list(structure.parameters()), list(structure.buffers())
     lazy = any(nn.parameter.is_lazy(t) for t in (*parameters, *buffers))
     sizes = records.tensor_bytes
     peak_slot, peak_phase = (OUTSIDE, None) if found is None else found.peak_at
@@ -156,25 +156,19 @@ def _environment(records: Records, context: dict[str, Any]) -> Environment:
         summarycb=summarycb.__version__,
         torch=str(torch.__version__),
         training=records.training,
-        device=_devices(records.structure),
-        precision=records.precision or _dtypes(records.structure),
-        optimizer=", ".join(sorted(records.optimizers)) or None,
+        device=_listed(str(p.device) for p in records.structure.parameters()),
+        precision=records.precision or _listed(dtype_name(p.dtype) for p in records.structure.parameters()),
+        optimizer=_listed(records.optimizers),
         **context,
     )
 
 
 def _device(structure: Structure) -> str | None:
-    return next((p.device.type for m in structure.modules() for p in m._parameters.values() if p is not None), None)
+    return next((p.device.type for p in structure.parameters()), None)
 
 
-def _devices(structure: Structure) -> str | None:
-    found = {str(p.device) for m in structure.modules() for p in m._parameters.values() if p is not None}
-    return ", ".join(sorted(found)) or None
-
-
-def _dtypes(structure: Structure) -> str | None:
-    found = {dtype_name(p.dtype) for m in structure.modules() for p in m._parameters.values() if p is not None}
-    return ", ".join(sorted(found)) or None
+def _listed(names: Iterable[str]) -> str | None:
+    return ", ".join(sorted(set(names))) or None
 
 
 def _unknown_notes(records: Records) -> list[Note]:

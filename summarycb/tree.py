@@ -95,18 +95,6 @@ def spec_text(spec: Spec) -> str:
     return str(spec)
 
 
-def tensors(spec: Spec) -> Iterator[TensorSpec]:
-    """The tensors of a spec, depth first."""
-    if isinstance(spec, TensorSpec):
-        yield spec
-    elif isinstance(spec, tuple):
-        for item in spec:
-            yield from tensors(item)
-    elif isinstance(spec, Nested):
-        for _, item in spec.items_:
-            yield from tensors(item)
-
-
 @dataclass(frozen=True, slots=True)
 class ParameterSpec:
     """A parameter as its module holds it.

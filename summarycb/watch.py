@@ -39,10 +39,11 @@ def watch(
             ...
 
     The observation begins at the first forward of the model, or of a module in it, with gradients on, and ends after
-    the first step of an optimizer that owns one of its parameters. A forward in eval mode that no backward follows does
-    not count. Then everything is taken off, the summary is printed (``verbose``), written to ``trackers`` at ``step``,
-    and kept in ``hook.summary``. ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the
-    interpreter's exit wait for the trackers.
+    the first step of an optimizer that owns one of its parameters, or, where none steps, at the next forward that finds
+    the gradients gone. A forward in eval mode that no backward follows does not count. Then everything is taken off,
+    the summary is printed (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
+    ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the interpreter's exit wait for the
+    trackers.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
     """

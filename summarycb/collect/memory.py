@@ -48,15 +48,14 @@ class Memory:
         self.batch: int | None = 0
         self.peak = 0
         self.peak_at: tuple[int, Phase] = (OUTSIDE, FORWARD)
-        for module in structure.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None and not torch.nn.parameter.is_lazy(parameter):
-                    self._add(parameter, _PARAMETER, OUTSIDE, FORWARD)
-                    if parameter.grad is not None:
-                        self._add(parameter.grad, _STATIC, OUTSIDE, FORWARD)
-            for buffer in module._buffers.values():
-                if buffer is not None and not torch.nn.parameter.is_lazy(buffer):
-                    self._add(buffer, _STATIC, OUTSIDE, FORWARD)
+        for parameter in structure.parameters():
+            if not torch.nn.parameter.is_lazy(parameter):
+                self._add(parameter, _PARAMETER, OUTSIDE, FORWARD)
+                if parameter.grad is not None:
+                    self._add(parameter.grad, _STATIC, OUTSIDE, FORWARD)
+        for buffer in structure.buffers():
+            if not torch.nn.parameter.is_lazy(buffer):
+                self._add(buffer, _STATIC, OUTSIDE, FORWARD)
         for optimizer in optimizers:
             for tensor in iter_tensors(list(optimizer.state.values())):
                 self._add(tensor, _STATIC, OUTSIDE, FORWARD)
@@ -214,17 +213,14 @@ def tensor_bytes(
     found = TensorBytes()
     if optimizers is not None:
         held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        loose = (p for m in structure.modules() for p in m._parameters.values() if p is not None and p.requires_grad)
-        found.optimizer_state = {id(p): None for p in loose if id(p) not in held}
+        loose = (p for p in structure.parameters() if p.requires_grad and id(p) not in held)
+        found.optimizer_state = {id(p): None for p in loose}
         found.optimizer_state |= {id(p): None for o in idle for group in o.param_groups for p in group["params"]}
-    for module in structure.modules():
-        for parameter in module._parameters.values():
-            if parameter is None:
-                continue
-            if parameter.grad is not None:
-                found.gradients[id(parameter)] = _own_bytes([parameter.grad])
-            for optimizer in optimizers or ():
-                state = optimizer.state.get(parameter)
-                if state and found.optimizer_state is not None:
-                    found.optimizer_state[id(parameter)] = _own_bytes(iter_tensors(state))
+    for parameter in structure.parameters():
+        if parameter.grad is not None:
+            found.gradients[id(parameter)] = _own_bytes([parameter.grad])
+        for optimizer in optimizers or ():
+            state = optimizer.state.get(parameter)
+            if state and found.optimizer_state is not None:
+                found.optimizer_state[id(parameter)] = _own_bytes(iter_tensors(state))
     return found

@@ -52,6 +52,14 @@ class Structure:
             if node.alias_of is None:
                 yield from node.modules
 
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Every parameter, as often as a module holds it."""
+        return (p for module in self.modules() for p in module._parameters.values() if p is not None)
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """Every buffer, as often as a module holds it."""
+        return (b for module in self.modules() for b in module._buffers.values() if b is not None)
+
 
 def walk(model: nn.Module) -> Structure:
     """The structure of ``model``; a module registered twice is a leaf in the second place, so cycles end."""
