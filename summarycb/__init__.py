@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from summarycb.formulas import register_formula as register_formula
     from summarycb.observe import observe as observe
     from summarycb.serialize import load as load
+    from summarycb.specs import TensorSpec as TensorSpec
     from summarycb.summarize import summarize as summarize
     from summarycb.trackers import Tracker as Tracker
     from summarycb.tree import ModelSummary as ModelSummary
     from summarycb.tree import ModuleSummary as ModuleSummary
-    from summarycb.tree import TensorSpec as TensorSpec
     from summarycb.watch import watch as watch
     from summarycb_lightning import ModelSummaryCallback as ModelSummaryCallback
 
@@ -38,7 +38,7 @@ _LAZY = {
     "ModuleSummary": ("summarycb.tree", ""),
     "SummaryError": ("summarycb.errors", ""),
     "SummaryWarning": ("summarycb.errors", ""),
-    "TensorSpec": ("summarycb.tree", ""),
+    "TensorSpec": ("summarycb.specs", ""),
     "Tracker": ("summarycb.trackers", ""),
     "compare": ("summarycb.compare", ""),
     "load": ("summarycb.serialize", ""),

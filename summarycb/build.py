@@ -11,12 +11,34 @@ import torch
 from torch import nn
 
 import summarycb
-from summarycb.collect.calls import BACKWARD, FORWARD, OPTIMIZER, OUTSIDE, RECOMPUTE, Calls
+from summarycb.collect.calls import (
+    BACKWARD,
+    FORWARD,
+    OPTIMIZER,
+    OUTSIDE,
+    RECOMPUTE,
+    Calls,
+)
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
-from summarycb.collect.memory import storage_bytes
+from summarycb.collect.memory import Stretch, storage_bytes
 from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name
-from summarycb.tree import BufferSpec, Environment, Memory, ModelSummary, ModuleSummary, Note, ParameterSpec, Work, add
+from summarycb.specs import BufferSpec, Opaque, ParameterSpec
+from summarycb.tree import (
+    WORK,
+    CallGroup,
+    Environment,
+    Memory,
+    ModelSummary,
+    ModuleSummary,
+    Moment,
+    Note,
+    Work,
+    add,
+)
+
+_MOST_GROUPS = 16
+_OTHER = Opaque("other calls")
 
 
 @dataclass
@@ -51,12 +73,12 @@ class Records:
 def build(records: Records, context: dict[str, Any]) -> ModelSummary:
     """The summary of the records. What fails is left out and said; the structure itself is always there."""
     held = describe(records.structure, records.tensor_bytes)
-    work = _work(records)
-    root = _tree(records, held, work)
+    outside, groups = _work(records)
+    root = _tree(records, held, groups)
     notes = [*records.notes, *_unknown_notes(records), *_structure_notes(records, held)]
     return ModelSummary(
         root=root,
-        outside=work[OUTSIDE],
+        outside=outside,
         memory=_memory(records),
         environment=_environment(records, context),
         optimizer_macs=_optimizer_macs(records),
@@ -75,12 +97,11 @@ def nothing(type_name: str, reasons: list[str]) -> ModelSummary:
     return ModelSummary(root, Work(), Memory(), Environment(summarycb.__version__), incomplete=tuple(reasons))
 
 
-def _tree(records: Records, held: list[Held], work: dict[int, Work]) -> ModuleSummary:
-    nodes, calls = records.structure.nodes, records.calls
+def _tree(records: Records, held: list[Held], groups: list[tuple[CallGroup, ...]] | None) -> ModuleSummary:
+    nodes = records.structure.nodes
     children: list[list[ModuleSummary]] = [[] for _ in nodes]
     for slot in range(len(nodes) - 1, -1, -1):  # a child comes after its parent, so it is made first
         node, facts = nodes[slot], held[slot]
-        owner = None if node.alias_of is None else nodes[node.alias_of].path
         module = ModuleSummary(
             path=node.path,
             name=node.name,
@@ -89,10 +110,8 @@ def _tree(records: Records, held: list[Held], work: dict[int, Work]) -> ModuleSu
             training=facts.training,
             parameters=facts.parameters,
             buffers=facts.buffers,
-            calls=calls.counts[slot] if calls is not None and owner is None else None,
-            signatures=calls.signatures_of(slot) if calls is not None else (),
-            work=work[slot] if owner is None else Work(0, 0, 0, 0, 0),
-            shared_with=owner,
+            call_groups=None if groups is None else groups[slot],
+            shared_with=None if node.alias_of is None else nodes[node.alias_of].path,
             children=tuple(reversed(children[slot])),
         )
         if node.parent is not None:
@@ -100,33 +119,78 @@ def _tree(records: Records, held: list[Held], work: dict[int, Work]) -> ModuleSu
     return module
 
 
-def _work(records: Records) -> dict[int, Work]:
+def _work(records: Records) -> tuple[Work, list[tuple[CallGroup, ...]] | None]:
+    """What ran outside of modules, and for each row its calls, grouped; None when no calls were observed."""
+    calls = records.calls
+    if calls is None:
+        return Work(), None
+    own = _own_work(records)
+    total = [*own[: len(calls.made)]]
+    for number in range(len(calls.made) - 1, -1, -1):  # a call comes after the one that made it
+        caller = calls.made[number].caller
+        if caller >= 0:
+            total[caller] = _sum(total[caller], total[number])
+    rows: list[dict[tuple[object, ...], list[int]]] = [{} for _ in records.structure.nodes]
+    for number, call in enumerate(calls.made):
+        # equal inputs are one object, and so are equal outputs
+        key = (id(call.inputs), id(call.outputs), own[number], total[number])
+        rows[call.slot].setdefault(key, []).append(number)
+
+    def group(numbers: list[int]) -> CallGroup:
+        call, count = calls.made[numbers[0]], len(numbers)
+        works = [Work(*[n and n * count for n in amounts[numbers[0]]]) for amounts in (own, total)]
+        return CallGroup(count, call.inputs, call.outputs, *works)
+
+    return Work(*own[OUTSIDE]), [_bounded([group(numbers) for numbers in row.values()]) for row in rows]
+
+
+_Amounts = tuple[int | None, ...]
+
+
+def _own_work(records: Records) -> list[_Amounts]:
+    """What ran in each call itself, and last, at the index ``OUTSIDE``, outside of all."""
+    assert records.calls is not None
     flops, memory = records.flops, records.memory
-    unknown = set() if flops is None else {(slot, phase) for slot, phase, _ in flops.unknown}
+    count = len(records.calls.made)
+    zero_flops = [None] * 3 if flops is None else [0, *([0, 0] if records.backward else [None, None])]
+    zero_bytes = [None if memory is None or memory.saved is None else 0] * 2
+    own: list[list[int | None]] = [[*zero_flops, *zero_bytes] for _ in range(count + 1)]
+    columns = {FORWARD: 0, BACKWARD: 1, RECOMPUTE: 2}
+    if flops is not None:
+        for (call, phase), macs in flops.macs.items():
+            if phase in columns:
+                found = own[max(call, OUTSIDE)]
+                found[columns[phase]] = add(found[columns[phase]], macs)
+        for call, phase, _ in flops.unknown:
+            if phase in columns:
+                own[max(call, OUTSIDE)][columns[phase]] = None
+    for column, found_bytes in enumerate((memory.saved, memory.weight_copies) if memory is not None else (), 3):
+        for call, size in (found_bytes or {}).items():
+            own[max(call, OUTSIDE)][column] = size
+    return [tuple(amounts) for amounts in own]
 
-    def macs(slot: int, phase: str) -> int | None:
-        seen = flops is not None and (phase == FORWARD or records.backward)
-        return flops.macs[slot, phase] if flops is not None and seen and (slot, phase) not in unknown else None
 
-    saved = None if memory is None else memory.saved
-    copies = None if memory is None else memory.weight_copies
-    return {
-        slot: Work(
-            forward_macs=macs(slot, FORWARD),
-            backward_macs=macs(slot, BACKWARD),
-            recompute_macs=macs(slot, RECOMPUTE),
-            saved_activations=None if saved is None else saved[slot],
-            weight_copies=None if copies is None else copies[slot],
+def _sum(a: _Amounts, b: _Amounts) -> _Amounts:
+    return tuple([add(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def _bounded(groups: list[CallGroup]) -> tuple[CallGroup, ...]:
+    """The groups, those beyond the most that are kept as one."""
+    if len(groups) > _MOST_GROUPS:
+        rest = groups[_MOST_GROUPS - 1 :]
+        own, total = (
+            Work(*[add(*[getattr(getattr(group, which), name) for group in rest]) for name in WORK])
+            for which in ("own", "total")
         )
-        for slot in range(OUTSIDE, len(records.structure.nodes))
-    }
+        groups[_MOST_GROUPS - 1 :] = [CallGroup(sum(group.calls for group in rest), _OTHER, _OTHER, own, total)]
+    return tuple(groups)
 
 
 def _optimizer_macs(records: Records) -> int | None:
     flops = records.flops
     if flops is None or any(phase == OPTIMIZER for _, phase, _ in flops.unknown):
         return None
-    return flops.macs[OUTSIDE, OPTIMIZER]
+    return flops.macs.get((OUTSIDE, OPTIMIZER), 0)
 
 
 def _memory(records: Records) -> Memory:
@@ -134,7 +198,7 @@ def _memory(records: Records) -> Memory:
     parameters, buffers = list(structure.parameters()), list(structure.buffers())
     lazy = any(nn.parameter.is_lazy(t) for t in (*parameters, *buffers))
     sizes = records.tensor_bytes
-    peak_slot, peak_phase = (OUTSIDE, None) if found is None else found.peak_at
+    timeline = () if found is None else tuple([_moment(records, stretch) for stretch in found.timeline])
     return Memory(
         parameters=None if lazy else storage_bytes(parameters),
         buffers=None if lazy else storage_bytes(buffers),
@@ -145,10 +209,18 @@ def _memory(records: Records) -> Memory:
         saved_activations=None if found is None or found.saved is None else found.saved.total(),
         weight_copies=None if found is None or found.weight_copies is None else found.weight_copies.total(),
         batch=None if found is None else found.batch,
-        peak=None if found is None else found.peak,
-        peak_phase=peak_phase,
-        peak_module=None if found is None or peak_slot == OUTSIDE else structure.nodes[peak_slot].path,
+        peak_at=max(timeline, key=lambda moment: moment.total, default=None),
+        timeline=timeline,
+        allocator_peak=None if found is None else found.allocator_peak,
+        simulated=_device(structure) == "meta",
     )
+
+
+def _moment(records: Records, stretch: Stretch) -> Moment:
+    assert records.calls is not None
+    slot = records.calls.slot(stretch.call)
+    module = None if slot == OUTSIDE else records.structure.nodes[slot].path
+    return Moment(stretch.phase, module, *stretch.kinds)
 
 
 def _environment(records: Records, context: dict[str, Any]) -> Environment:
@@ -174,9 +246,11 @@ def _listed(names: Iterable[str]) -> str | None:
 def _unknown_notes(records: Records) -> list[Note]:
     if records.flops is None:
         return []
-    nodes = records.structure.nodes
+    nodes, calls = records.structure.nodes, records.calls
+    assert calls is not None
     by_op: dict[str, set[str]] = defaultdict(set)
-    for slot, phase, op in records.flops.unknown:
+    for call, phase, op in records.flops.unknown:
+        slot = calls.slot(call)
         where = f"{nodes[slot].path or 'the root'}" if slot != OUTSIDE else "outside any module"
         by_op[op].add(f"{phase} of {where}")
     notes = []
@@ -197,10 +271,11 @@ def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
                 notes.append(Note("tied", f"{name} is {tensor.shared_with}, counted there", node.path))
     calls = records.calls
     if calls is not None and not records.incomplete:
+        called = {call.slot for call in calls.made}
         never = [
             node.path
             for slot, (node, facts) in enumerate(zip(records.structure.nodes, held, strict=True))
-            if calls.counts[slot] == 0 and node.alias_of is None and facts.parameters and node.path
+            if slot not in called and node.alias_of is None and facts.parameters and node.path
         ]
         if never:
             rest = f" and {len(never) - 4} more" if len(never) > 4 else ""

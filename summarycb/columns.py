@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from summarycb import units
-from summarycb.tree import ModelSummary, ModuleSummary, ParameterSpec, flops, spec_text
+from summarycb.specs import ParameterSpec, spec_text
+from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary, flops
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,17 @@ def _distinct(module: ModuleSummary, field: Callable[[ParameterSpec], str]) -> s
 
 
 def _shape(module: ModuleSummary, which: str) -> str:
+    if not module.call_groups or module.path == OUTSIDE:
+        return ""
     spec = getattr(module, which)
     if which == "inputs" and isinstance(spec, tuple) and len(spec) == 1:
         spec = spec[0]
-    more = f" +{len(module.signatures) - 1}" if len(module.signatures) > 1 else ""
-    return spec_text(spec) + more if module.signatures else ""
+    others = len({(group.inputs, group.outputs) for group in module.call_groups}) - 1
+    return spec_text(spec) + (f" +{others}" if others else "")
 
 
 def _calls(module: ModuleSummary) -> str:
-    return "" if module.shared_with is not None else units.exact(module.calls)
+    return "" if module.shared_with is not None or module.path == OUTSIDE else units.exact(module.calls)
 
 
 def _mode(module: ModuleSummary) -> str:
@@ -72,11 +75,17 @@ COLUMNS: dict[str, Column] = {
         Column("buffers", "buffers", lambda m, s: units.exact(m.total.buffers)),
         Column("dtype", "dtype", lambda m, s: _distinct(m, lambda p: p.dtype), "left"),
         Column("device", "device", lambda m, s: _distinct(m, lambda p: p.device), "left"),
+        Column("local_params", "local params", lambda m, s: units.exact(m.total.local_params)),
         Column("parameter_bytes", "param bytes", lambda m, s: units.nbytes(m.total.parameter_bytes)),
+        Column("buffer_bytes", "buffer bytes", lambda m, s: units.nbytes(m.total.buffer_bytes)),
+        Column("gradients", "gradients", lambda m, s: units.nbytes(m.total.gradients)),
+        Column("optimizer_state", "opt. state", lambda m, s: units.nbytes(m.total.optimizer_state)),
         Column("forward_macs", "fwd MACs", lambda m, s: units.count(m.total.forward_macs)),
         Column("macs_percent", "MACs %", lambda m, s: units.percent(m.total.forward_macs, s.forward_macs)),
         Column("backward_flops", "bwd FLOPs", lambda m, s: units.count(flops(m.total.backward_macs))),
+        Column("recompute_flops", "rec. FLOPs", lambda m, s: units.count(flops(m.total.recompute_macs))),
         Column("saved_activations", "saved act.", lambda m, s: units.nbytes(m.total.saved_activations)),
+        Column("weight_copies", "weight copies", lambda m, s: units.nbytes(m.total.weight_copies)),
     )
 }
 

@@ -16,10 +16,9 @@ from typing import Literal
 from summarycb import units
 from summarycb.errors import SummaryError
 from summarycb.serialize import load
-from summarycb.tree import Environment, ModelSummary, ModuleSummary, Nested, Spec, TensorSpec, Work, flops, spec_text
+from summarycb.specs import Nested, Spec, TensorSpec, spec_text
+from summarycb.tree import OUTSIDE, Environment, ModelSummary, ModuleSummary, flops, outside_row
 from summarycb.view import Heading, Row, View
-
-OUTSIDE = "(outside)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,6 @@ _TOTALS = {
 _MEMORY = ("parameters", "gradients", "optimizer_state", "saved_activations", "weight_copies", "peak")
 _TOTALS |= {f"memory_{name}": name for name in _MEMORY}
 _ROW_FIGURES = ("params", "forward_macs", "backward_macs", "saved_activations")
-_NOTHING = Work(0, 0, 0, 0, 0)
 
 
 def _summary(given: ModelSummary | str | Path) -> ModelSummary:
@@ -175,8 +173,8 @@ def _changes(a: ModelSummary, b: ModelSummary) -> Iterator[Change]:
         if path not in b.modules:
             yield _change(path, "removed", before.type_name, before, None)
     if a.outside != b.outside:
-        rows = [ModuleSummary(OUTSIDE, OUTSIDE, "", work=summary.outside) for summary in (a, b)]
-        yield _change(OUTSIDE, "changed", "loss, other code", *rows)
+        rows = [outside_row(summary.outside) for summary in (a, b)]
+        yield _change(OUTSIDE, "changed", rows[0].type_name, *rows)
 
 
 def _change(
@@ -186,14 +184,14 @@ def _change(
     before: ModuleSummary | None,
     after: ModuleSummary | None,
 ) -> Change:
-    absent = ModuleSummary(path, path, "", work=_NOTHING)
+    absent = ModuleSummary(path, path, "", call_groups=())
     first, second = before or absent, after or absent
     return Change(path, kind, details, *[Delta(getattr(first.own, n), getattr(second.own, n)) for n in _ROW_FIGURES])
 
 
 def _details(before: ModuleSummary, after: ModuleSummary) -> str:
     """What differs in a module without its children; empty when nothing does."""
-    if replace(before, children=()) == replace(after, children=()):
+    if _itself(before) == _itself(after):
         return ""
     pairs = {
         "": (before.type_name, after.type_name),
@@ -208,6 +206,11 @@ def _details(before: ModuleSummary, after: ModuleSummary) -> str:
     }
     said = [f"{name} {x} → {y}".strip() for name, (x, y) in pairs.items() if x != y]
     return "; ".join(said) or "figures"
+
+
+def _itself(module: ModuleSummary) -> ModuleSummary:
+    groups = module.call_groups and tuple([replace(group, total=group.own) for group in module.call_groups])
+    return replace(module, children=(), call_groups=groups)
 
 
 def _specs(before: Spec, after: Spec) -> tuple[str, str]:

@@ -17,15 +17,17 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.hooks import RemovableHandle
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import NO_TASK, Calls, graph_task, iter_tensors
 from summarycb.collect.flops import Flops
-from summarycb.collect.memory import Memory, tensor_bytes
+from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import Mode
 from summarycb.collect.modules import walk
 from summarycb.errors import SummaryError
+from summarycb.formulas import Formula, Verdict, classify
 from summarycb.trackers import warn
 from summarycb.tree import ModelSummary
 
@@ -71,7 +73,9 @@ class Observation:
         self._context = context
         self._failures: dict[str, str] = {}
         self._records: Records | None = None
-        self._collectors: list[Flops | Memory] = []
+        self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
+        self._task = NO_TASK
+        self._handles: list[RemovableHandle] = []
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
         self._forward_only = False
@@ -148,6 +152,11 @@ class Observation:
             records = self._records or Records(walk(self._model))
             if self._records is not None and records.tensor_bytes is None:
                 self._measure_tensors(records)
+            if records.memory is not None:
+                try:
+                    records.memory.end()
+                except Exception as fault:
+                    self._drop_memory(fault)
             self._say_what_was_not_seen(records)
             if error is not None:
                 records.incomplete.append(f"the step raised {type(error).__name__}{_place(records, error)}")
@@ -164,7 +173,7 @@ class Observation:
 
     def _say_what_was_not_seen(self, records: Records) -> None:
         assert self._model is not None
-        forwards = 0 if records.calls is None else records.calls.counts[0]
+        forwards = 0 if records.calls is None else records.calls.count(0)
         if forwards > 1:
             self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
         if self.backward_seen and self._idle():
@@ -180,23 +189,24 @@ class Observation:
         """Nothing of the model, the optimizers or the step is kept alive by an observation that is over."""
         self._dropped.detach()
         self._exit = self._records = self._model = self._on_step = None
-        self._optimizers, self._collectors = [], []
+        self._optimizers = []
 
     def _begin(self, model: nn.Module) -> None:
         assert self._exit is not None
         structure = walk(model)
         records = self._records = Records(structure)
         records.calls = Calls(structure)
-        records.flops = Flops(records.calls)
+        records.flops = Flops()
         records.calls.in_optimizer = steps.stepping()
         records.optimizers = {type(o).__name__ for o in self._optimizers}
         try:
-            records.memory = Memory(structure, records.calls, self._optimizers)
+            records.memory = Memory(structure, self._optimizers)
         except Exception as error:
             self._failed("memory", error)
-        self._collectors = [c for c in (records.flops, records.memory) if c is not None]
+        self._exit.callback(_remove, self._handles)
+        before, after = Hook(self.enter), Hook(self._leave)
         for module in structure.modules():
-            self._hook(module)
+            self._hook(module, before, after)
         if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
             # compiled graph no hook fires: the observed step alone runs eagerly. flex_attention compiles itself
@@ -210,13 +220,10 @@ class Observation:
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
         self._mode.enter_context(Mode(weakref.WeakMethod(self._op)))
 
-    def _hook(self, module: nn.Module) -> None:
-        assert self._exit is not None
+    def _hook(self, module: nn.Module, before: Hook, after: Hook) -> None:
         try:
-            before = module.register_forward_pre_hook(Hook(self.enter), prepend=True, with_kwargs=True)
-            self._exit.callback(before.remove)
-            after = module.register_forward_hook(Hook(self._leave), with_kwargs=True, always_call=True)
-            self._exit.callback(after.remove)
+            self._handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
         except RuntimeError:  # a scripted module may refuse hooks: its work is its parent's
             assert self._records is not None
             self._records.note("hooks", f"{type(module).__name__} takes no hooks: what it does counts for its parent")
@@ -242,7 +249,7 @@ class Observation:
             try:
                 records.memory.enter(args, kwargs)
             except Exception as error:
-                self._drop(records.memory, error)
+                self._drop_memory(error)
 
     def _ended_without_an_optimizer(self, calls: Calls) -> bool:
         """A backward of the model has run, and its gradients are gone again as an outermost forward begins.
@@ -264,13 +271,47 @@ class Observation:
                 self._drop_all("module calls", error)
 
     def _op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if not self.backward_seen:
-            self.backward_seen = graph_task() != NO_TASK
-        for collector in self._collectors:
+        records = self._records
+        if records is None or records.calls is None:
+            return
+        task = graph_task()
+        if task != self._task:
+            self._task_changes(task, records)
+        kind = self._kinds.get(id(func))
+        if kind is None:
+            # the function is kept with what is known of it, so that its id remains its own
+            answer = classify(func)
+            kind = self._kinds[id(func)] = (None if answer is Verdict.ZERO else answer, makes(func), func)
+        formula, made, _ = kind
+        if formula is None and made is Makes.NOTHING:
+            return
+        try:
+            place = records.calls.where(task)
+        except Exception as error:
+            records.flops = records.memory = None
+            self._failed("MACs and memory", error)
+            return
+        if formula is not None and records.flops is not None:
             try:
-                collector.op(func, args, kwargs, out)
+                records.flops.op(formula, place, func, args, kwargs, out)
             except Exception as error:
-                self._drop(collector, error)
+                records.flops = None
+                self._failed("MACs", error)
+        if made is not Makes.NOTHING and records.memory is not None:
+            try:
+                records.memory.op(made, place, args, out)
+            except Exception as error:
+                self._drop_memory(error)
+
+    def _task_changes(self, task: int, records: Records) -> None:
+        """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
+        begins, self._task = self._task == NO_TASK, task
+        self.backward_seen = True
+        if begins and records.memory is not None:
+            try:
+                records.memory.backward_begins()
+            except Exception as error:
+                self._drop_memory(error)
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
@@ -279,7 +320,7 @@ class Observation:
             try:
                 records.memory.existed(iter_tensors(list(optimizer.state.values())))
             except Exception as error:
-                self._drop(records.memory, error)
+                self._drop_memory(error)
         if self._records is not None and self._records.calls is not None:
             # an optimizer that takes a closure runs forward and backward inside its step: phases of their own
             self._records.calls.in_optimizer = True
@@ -297,6 +338,11 @@ class Observation:
             self._stepped.add(id(optimizer))
             records.optimizers.add(type(optimizer).__name__)
             self._measure_tensors(records)
+            if records.memory is not None:
+                try:
+                    records.memory.stepped(optimizer)
+                except Exception as error:
+                    self._drop_memory(error)
         if self._on_step is not None:
             self._on_step()
 
@@ -309,18 +355,12 @@ class Observation:
         except Exception as error:
             self._failed("gradients and optimizer state", error)
 
-    def _drop(self, collector: Flops | Memory, error: Exception) -> None:
+    def _drop_memory(self, error: Exception) -> None:
         assert self._records is not None
-        self._collectors = [c for c in self._collectors if c is not collector]
-        if collector is self._records.flops:
-            self._records.flops = None
-            self._failed("MACs", error)
-        else:
-            self._records.memory = None
-            self._failed("memory", error)
+        self._records.memory = None
+        self._failed("memory", error)
 
     def _drop_all(self, what: str, error: Exception) -> None:
-        self._collectors = []
         if self._records is not None:
             self._records.calls = self._records.flops = self._records.memory = None
         self._failed(what, error)
@@ -329,6 +369,12 @@ class Observation:
         kind = f"{what} could not be observed ({type(error).__name__}"
         # what the exception says may hold a path or a value: it is for the warning, and is not stored
         self._failures.setdefault(f"{kind})", f"{kind}: {error})")
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}

@@ -18,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from summarycb import tree
+from summarycb import specs, tree
 from summarycb.errors import SummaryError
-from summarycb.tree import MAX_INT, ModelSummary, ModuleSummary, Nested, Opaque, Spec, TensorSpec
+from summarycb.specs import Nested, Opaque, Spec, TensorSpec
+from summarycb.tree import MAX_INT, ModelSummary, ModuleSummary
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
@@ -258,7 +259,7 @@ def _decode_shape(value: Any, where: str) -> tuple[int, ...]:
 
 def _dataclass_decoder(kind: type) -> _Decoder:
     names = {f.name: f for f in fields(kind) if f.init}
-    hints = typing.get_type_hints(kind, vars(tree), include_extras=True)
+    hints = typing.get_type_hints(kind, vars(specs) | vars(tree), include_extras=True)
     # the tree above a module or a summary is put together here, not read from nested JSON
     made = {"children", "root"}
     decoders = {

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, Self, TypeAlias, cast
 
 from summarycb.errors import SummaryError, SummaryWarning
-from summarycb.tree import AMOUNTS, ModelSummary, flops
+from summarycb.tree import Amounts, ModelSummary, flops
 
 GROUP = "summarycb.trackers"
 PREFIX = "model_summary"
@@ -113,8 +113,8 @@ def records(summary: ModelSummary) -> list[dict[str, Cell]]:
                 "calls": module.calls,
                 "training": module.training,
                 **{name: None if spec is None else _text(spec) for name, spec in shapes.items()},
-                **{f"total_{name}": getattr(module.total, name) for name in AMOUNTS},
-                **{f"own_{name}": getattr(module.own, name) for name in AMOUNTS},
+                **{f"total_{name}": getattr(module.total, name) for name in Amounts._fields},
+                **{f"own_{name}": getattr(module.own, name) for name in Amounts._fields},
                 "forward_flops": flops(module.total.forward_macs),
                 "backward_flops": flops(module.total.backward_macs),
                 "config": module.config,
@@ -294,7 +294,7 @@ def _depth(path: str) -> int:
 
 
 def _text(spec: object) -> str:
-    from summarycb.tree import spec_text
+    from summarycb.specs import spec_text
 
     return spec_text(spec)  # type: ignore[arg-type]
 

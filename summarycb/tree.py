@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from math import prod
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 from summarycb.errors import SummaryError
+from summarycb.specs import BufferSpec, ParameterSpec, Spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,128 +25,7 @@ MAX_INT = 2**63 - 1
 Positive: TypeAlias = Annotated[int, range(1, MAX_INT + 1)]
 Observed: TypeAlias = Literal["structure", "forward", "step"]
 Phase: TypeAlias = Literal["forward", "backward", "recompute", "optimizer"]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """What is known of a tensor without its values: shape, dtype (``"float32"``) and device (``"cuda:0"``)."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    device: str
-
-    def __str__(self) -> str:
-        return f"{list(self.shape)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A value that is neither a tensor nor a container of any, shown by its type name alone."""
-
-    type_name: str
-
-    def __str__(self) -> str:
-        return self.type_name
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Nested(Mapping[str, "Spec"]):
-    """Named values: a dict, a dataclass, a namedtuple, a ``ModelOutput``, or the arguments of a call with keywords.
-
-    It reads as a mapping, ``m.outputs["logits"].shape``, and equals a dict with the same items. Two of them are equal
-    when their types and the order of their items are too.
-    """
-
-    type_name: str
-    items_: tuple[tuple[str, Spec], ...]
-
-    def __getitem__(self, key: str) -> Spec:
-        for name, value in self.items_:
-            if name == key:
-                return value
-        raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self.items_)
-
-    def __len__(self) -> int:
-        return len(self.items_)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Nested):
-            return (self.type_name, self.items_) == (other.type_name, other.items_)
-        return Mapping.__eq__(self, other)
-
-    def __hash__(self) -> int:
-        return hash((self.type_name, self.items_))
-
-    def __str__(self) -> str:
-        return "{" + ", ".join(f"{name}: {spec_text(value)}" for name, value in self.items_) + "}"
-
-
-Spec: TypeAlias = TensorSpec | Nested | Opaque | tuple["Spec", ...] | None
-"""The real nesting of a call's inputs or outputs, tensors as :class:`TensorSpec`; lists and tuples are tuples."""
-
-
-def spec_text(spec: Spec) -> str:
-    """A spec on one line: ``[2, 3]``, ``([2, 3], None)``, ``{logits: [2, 10]}``."""
-    if isinstance(spec, tuple):
-        return "(" + ", ".join(map(spec_text, spec)) + ("," if len(spec) == 1 else "") + ")"
-    return str(spec)
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterSpec:
-    """A parameter as its module holds it.
-
-    ``shape`` is the global one; ``local_shape`` is set only where a rank holds a part. ``shape`` is None while a lazy
-    parameter has none. ``shared_with`` is the full name of the same tensor in the module that owns it: it counts
-    there, not here. ``bytes``, ``gradient`` and ``optimizer_state`` are bytes.
-    """
-
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: str
-    device: str
-    trainable: bool
-    bytes: int | None
-    local_shape: tuple[int, ...] | None = None
-    shared_with: str | None = None
-    gradient: int | None = None
-    optimizer_state: int | None = None
-
-    @property
-    def numel(self) -> int | None:
-        """Elements, globally."""
-        return None if self.shape is None else prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class BufferSpec:
-    """A buffer as its module holds it; the fields mean what they mean in :class:`ParameterSpec`."""
-
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: str
-    device: str
-    persistent: bool
-    bytes: int | None
-    local_shape: tuple[int, ...] | None = None
-    shared_with: str | None = None
-
-    @property
-    def numel(self) -> int | None:
-        """Elements, globally."""
-        return None if self.shape is None else prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """``calls`` calls of one module that had the same inputs and outputs."""
-
-    calls: Positive
-    inputs: Spec
-    outputs: Spec
+Basis: TypeAlias = Literal["measured", "derived", "unavailable"]
 
 
 def add(*values: int | None) -> int | None:
@@ -175,37 +54,58 @@ class Work:
     weight_copies: int | None = None
 
 
+WORK = tuple(f.name for f in fields(Work))
+OUTSIDE = "(outside)"
+"""Stands for a path in the row of what the step did outside any module."""
+
+
 @dataclass(frozen=True, slots=True)
-class Amounts:
-    """Everything that adds up over modules. Elements, bytes and MACs; None is unknown and makes a sum unknown."""
+class CallGroup:
+    """``calls`` calls of one module that had the same inputs and outputs, and the same figures.
 
-    params: int | None = 0
-    trainable_params: int | None = 0
-    buffers: int | None = 0
-    parameter_bytes: int | None = 0
-    buffer_bytes: int | None = 0
-    gradients: int | None = 0
-    optimizer_state: int | None = 0
-    forward_macs: int | None = 0
-    backward_macs: int | None = 0
-    recompute_macs: int | None = 0
-    saved_activations: int | None = 0
-    weight_copies: int | None = 0
+    ``own`` is what ran in these calls, all of them together, and in no call that they made; ``total`` has those too.
+    Where a module was called in more ways than are kept, the last group is the rest, with inputs and outputs as
+    :class:`~summarycb.specs.Opaque`.
+    """
 
-    def __add__(self, other: Amounts) -> Amounts:
-        return Amounts(*[add(getattr(self, name), getattr(other, name)) for name in AMOUNTS])
+    calls: Positive
+    inputs: Spec
+    outputs: Spec
+    own: Work
+    total: Work
 
 
-AMOUNTS = tuple(f.name for f in fields(Amounts))
+class Amounts(NamedTuple):
+    """Everything that adds up over modules. Elements, bytes and MACs; None is unknown and makes a sum unknown.
+
+    The sizes are global, but for ``local_params`` and ``local_parameter_bytes``, and for gradients and optimizer state:
+    these are of the real objects, on this rank.
+    """
+
+    params: int | None
+    trainable_params: int | None
+    buffers: int | None
+    parameter_bytes: int | None
+    buffer_bytes: int | None
+    local_params: int | None
+    local_parameter_bytes: int | None
+    gradients: int | None
+    optimizer_state: int | None
+    forward_macs: int | None
+    backward_macs: int | None
+    recompute_macs: int | None
+    saved_activations: int | None
+    weight_copies: int | None
 
 
 @dataclass(frozen=True)
 class ModuleSummary:
     """One module: where it is, what it holds, and what the observed step did in it.
 
-    ``path`` is the fully qualified name, as in ``state_dict`` keys (the root is ``""``). ``calls`` is None where no
-    step was observed. ``own`` counts the module without its children, ``total`` its whole subtree. A module that is
-    registered in a second place is a leaf there, with ``shared_with`` naming the path that owns it.
+    ``path`` is the fully qualified name, as in ``state_dict`` keys (the root is ``""``). ``call_groups`` is None where
+    no step was observed, and empty where the module was not called in it. ``own`` counts the module without its
+    children, ``total`` its whole subtree. A module that is registered in a second place is a leaf there, with
+    ``shared_with`` naming the path that owns it; its calls are there too.
     """
 
     path: str
@@ -215,9 +115,7 @@ class ModuleSummary:
     training: bool | None = None
     parameters: tuple[ParameterSpec, ...] = ()
     buffers: tuple[BufferSpec, ...] = ()
-    calls: int | None = None
-    signatures: tuple[Signature, ...] = ()
-    work: Work = Work()
+    call_groups: tuple[CallGroup, ...] | None = None
     shared_with: str | None = None
     children: tuple[ModuleSummary, ...] = ()
     own: Amounts = field(init=False, repr=False, compare=False)
@@ -226,31 +124,45 @@ class ModuleSummary:
     def __post_init__(self) -> None:
         owned = [p for p in self.parameters if p.shared_with is None]
         held = [b for b in self.buffers if b.shared_with is None]
+        if self.call_groups is None and self.shared_with is None:
+            work: tuple[int | None, ...] = (None,) * len(WORK)
+        else:
+            groups = self.call_groups or ()
+            work = tuple([add(*[getattr(group.own, name) for group in groups]) for name in WORK])
         own = Amounts(
-            params=add(*[p.numel for p in owned]),
-            trainable_params=add(*[p.numel for p in owned if p.trainable]),
-            buffers=add(*[b.numel for b in held]),
-            parameter_bytes=add(*[p.bytes for p in owned]),
-            buffer_bytes=add(*[b.bytes for b in held]),
-            gradients=add(*[p.gradient for p in owned]),
-            optimizer_state=add(*[p.optimizer_state for p in owned]),
-            **{f.name: getattr(self.work, f.name) for f in fields(Work)},
+            add(*[p.numel for p in owned]),
+            add(*[p.numel for p in owned if p.trainable]),
+            add(*[b.numel for b in held]),
+            add(*[p.bytes for p in owned]),
+            add(*[b.bytes for b in held]),
+            add(*[p.local_numel for p in owned]),
+            add(*[p.local_bytes for p in owned]),
+            add(*[p.gradient for p in owned]),
+            add(*[p.optimizer_state for p in owned]),
+            *work,
         )
         total = own
-        for child in self.children:
-            total += child.total
+        if self.children:
+            total = Amounts(*[add(*terms) for terms in zip(own, *[c.total for c in self.children], strict=True)])
         object.__setattr__(self, "own", own)
         object.__setattr__(self, "total", total)
 
     @property
+    def calls(self) -> int | None:
+        """How often it was called in the step; None where no step was observed, and for a module in a second place."""
+        if self.call_groups is None or self.shared_with is not None:
+            return None
+        return sum(group.calls for group in self.call_groups)
+
+    @property
     def inputs(self) -> Spec:
         """The first call's inputs: a tuple when all were positional, else a mapping by position and keyword."""
-        return self.signatures[0].inputs if self.signatures else None
+        return self.call_groups[0].inputs if self.call_groups else None
 
     @property
     def outputs(self) -> Spec:
         """The first call's outputs."""
-        return self.signatures[0].outputs if self.signatures else None
+        return self.call_groups[0].outputs if self.call_groups else None
 
     @property
     def total_params(self) -> int | None:
@@ -326,19 +238,59 @@ class ModuleSummary:
             stack.extend(reversed(module.children))
 
 
+def outside_row(work: Work) -> ModuleSummary:
+    """Work outside any module as a row."""
+    return ModuleSummary(OUTSIDE, OUTSIDE, "loss, other code", call_groups=(CallGroup(1, None, None, work, work),))
+
+
 def flops(macs: int | None) -> int | None:
     """1 MAC = 2 FLOPs."""
     return None if macs is None else 2 * macs
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """The bytes of tensors that were alive at once, by kind, while ``module`` ran in ``phase``.
+
+    ``module`` is None outside of modules, where an optimizer steps too. ``activations`` is what the forward, or its
+    recomputation, made, kept or not; ``temporaries`` what the backward and the optimizer made, unless it has become a
+    gradient or optimizer state.
+    """
+
+    phase: Phase
+    module: str | None
+    parameters: int
+    buffers: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+    weight_copies: int
+    batch: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        """The sum over all kinds."""
+        return sum(getattr(self, kind) for kind in KINDS)
+
+
+KINDS = tuple(f.name for f in fields(Moment))[2:]
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes by kind; None where it was not observed.
+    """Bytes by kind, on this rank; None where it was not observed, and :meth:`basis` says how a figure is known.
 
     ``parameters``, ``buffers``, ``gradients`` and ``optimizer_state`` are the distinct storages of the real objects at
     the end of the step. ``saved_activations`` is what the forward, loss included, had left alive when backward began,
-    without parameters, buffers, the batch and ``weight_copies``. ``peak`` is the largest sum of tensor storages alive
-    at once (kernel workspaces are not tensors), with the phase and the module path in which it was reached.
+    without parameters, buffers, the batch and ``weight_copies``: copies of weights that the step made, in low precision
+    by autocast or whole ones of sharded parameters.
+
+    ``timeline`` holds, for each stretch of the step within one module and phase, the moment when most was alive, in
+    order; neighbours are merged where there are many, of which the larger stays. ``peak_at`` is the largest of all:
+    a sum of tensors on the type of device that holds the parameters. Kernels' own workspaces are no tensors;
+    ``allocator_peak`` has them, where an allocator tells (CUDA). ``simulated``: on the meta device, where sizes are
+    derived from shapes and nothing is allocated.
     """
 
     parameters: int | None = None
@@ -348,9 +300,29 @@ class Memory:
     saved_activations: int | None = None
     weight_copies: int | None = None
     batch: int | None = None
-    peak: int | None = None
-    peak_phase: Phase | None = None
-    peak_module: str | None = None
+    peak_at: Moment | None = None
+    timeline: tuple[Moment, ...] = ()
+    allocator_peak: int | None = None
+    simulated: bool = False
+
+    @property
+    def peak(self) -> int | None:
+        """The largest sum of tensors that were alive at once."""
+        return None if self.peak_at is None else self.peak_at.total
+
+    @property
+    def unexplained(self) -> int | None:
+        """What the allocator's peak has beyond the tensors' peak: workspaces, rounding, tensors of other code."""
+        return None if self.allocator_peak is None or self.peak is None else self.allocator_peak - self.peak
+
+    def basis(self, figure: str) -> Basis:
+        """How a figure is known: ``"measured"`` on real storages or by the allocator, ``"derived"``, ``"unavailable"``.
+
+        The tensors' peak is derived, as a sum over measured storages, and so is everything on the meta device.
+        """
+        if getattr(self, figure) is None:
+            return "unavailable"
+        return "derived" if self.simulated or figure in ("peak", "unexplained") else "measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +387,11 @@ class ModelSummary:
     def total_params(self) -> int | None:
         """Parameters, elements; distinct tensors once, global sizes when sharded."""
         return self.root.total.params
+
+    @property
+    def local_params(self) -> int | None:
+        """Parameters on this rank, elements: fewer than ``total_params`` where they are sharded."""
+        return self.root.total.local_params
 
     @property
     def trainable_params(self) -> int | None:

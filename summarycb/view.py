@@ -12,7 +12,8 @@ from typing import Literal
 from summarycb import units
 from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
-from summarycb.tree import ModelSummary, ModuleSummary, flops, spec_text
+from summarycb.specs import spec_text
+from summarycb.tree import KINDS, Memory, ModelSummary, ModuleSummary, flops, outside_row
 
 CONVENTION = (
     "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
@@ -92,8 +93,7 @@ def _visible(summary: ModelSummary, depth: int | None) -> Iterator[tuple[ModuleS
     if (
         summary.observed != "structure"
     ):  # a step was observed: its work outside any module is a row, so that rows sum to it
-        outside = ModuleSummary("(outside)", "(outside)", "loss, other code", work=summary.outside)
-        root = replace(root, children=(*root.children, outside))
+        root = replace(root, children=(*root.children, outside_row(summary.outside)))
         outside_shown = depth is None or depth > 0
         if not outside_shown:
             root = replace(root, children=summary.root.children)
@@ -118,7 +118,7 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     mode = {None: None, True: "training", False: "eval mode"}[environment.training]
     under = [mode, environment.device, environment.precision, environment.optimizer]
     facts = [fact for fact in (*under, environment.framework, environment.strategy) if fact]
-    if root.signatures:
+    if root.call_groups:
         given = root.inputs[0] if isinstance(root.inputs, tuple) and len(root.inputs) == 1 else root.inputs
         facts.append(f"in {spec_text(given)} → out {spec_text(root.outputs)}")
     modules = len(summary.modules)
@@ -126,26 +126,54 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
     buffers = [f"buffers {units.exact(summary.total_buffers)}"] if summary.total_buffers else []
-    yield "params", (f"{units.exact(summary.total_params)} ({shares})", *buffers)
+    local = summary.local_params
+    here = [f"{units.exact(local)} on this rank"] if local != summary.total_params else []
+    yield "params", (f"{units.exact(summary.total_params)} ({shares})", *here, *buffers)
     if summary.observed != "structure":
         yield "compute", tuple(_compute(summary))
 
     kinds = {
-        "weights": memory.parameters,
-        "buffers": memory.buffers,
-        "gradients": memory.gradients,
-        "optimizer state": memory.optimizer_state,
-        "saved activations": memory.saved_activations,
-        "weight copies": memory.weight_copies,
-        "batch": memory.batch,
+        "parameters": "weights",
+        "buffers": "buffers",
+        "gradients": "gradients",
+        "optimizer_state": "optimizer state",
+        "saved_activations": "saved activations",
+        "weight_copies": "weight copies",
+        "batch": "batch",
     }
-    told = summary.observed == "step"  # what is unknown of a step is said; what was never observed is left out
-    held = {kind: value for kind, value in kinds.items() if value or (value is None and told)}
-    if held:
-        yield "memory", tuple(f"{kind} {units.nbytes(value)}" for kind, value in held.items())
-    if memory.peak is not None:
-        where = "" if memory.peak_module is None else f" in {memory.peak_module or root.type_name}"
-        yield "peak", (f"{units.nbytes(memory.peak)} of tensors, reached in the {memory.peak_phase} phase{where}",)
+    known: dict[str, list[str]] = {"measured": [], "derived": []}
+    for kind, title in kinds.items():
+        if value := getattr(memory, kind):
+            known[memory.basis(kind)].append(f"{title} {units.nbytes(value)}")
+    facts = [fact for basis, figures in known.items() for fact in _after(f"{basis}: ", figures)]
+    if summary.observed == "step":  # what is unknown of a step is said; what was never observed is left out
+        facts += _after("unavailable: ", [title for kind, title in kinds.items() if getattr(memory, kind) is None])
+    if facts:
+        yield "memory", tuple(facts)
+    if (moment := memory.peak_at) is not None:
+        place = "outside of modules" if moment.module is None else f"of {moment.module or root.type_name}"
+        parts = [(title, getattr(moment, kind)) for kind, title in {**kinds, **_PASSING}.items() if kind in KINDS]
+        yield (
+            "peak",
+            (
+                f"{memory.basis('peak')}: {units.nbytes(moment.total)} of tensors in the {moment.phase} {place}",
+                *_after("of which ", [f"{title} {units.nbytes(value)}" for title, value in parts if value]),
+                *_allocator(memory),
+            ),
+        )
+
+
+_PASSING = {"activations": "activations", "temporaries": "temporaries"}
+
+
+def _after(prefix: str, facts: list[str]) -> list[str]:
+    return [prefix + facts[0], *facts[1:]] if facts else []
+
+
+def _allocator(memory: Memory) -> Iterator[str]:
+    if memory.allocator_peak is not None:
+        yield f"measured: {units.nbytes(memory.allocator_peak)} by the allocator"
+        yield f"{units.nbytes(memory.unexplained)} of it no tensor of the step"
 
 
 def _compute(summary: ModelSummary) -> Iterator[str]:

@@ -10,15 +10,15 @@ import pytest
 
 from summarycb import SummaryError, compare
 from summarycb.compare import Delta
-from summarycb.tree import ModuleSummary, Nested, Signature, Work
-from tests.literal import AGAIN, FC, ROOT, SUMMARY, tensor, weight
+from summarycb.specs import Nested
+from summarycb.tree import ModuleSummary, Work
+from tests.literal import AGAIN, FC, ROOT, SUMMARY, group, tensor, weight
 
 WIDER = replace(
     FC,
     config="in_features=4, out_features=6, bias=True",
     parameters=(weight("weight", 6, 4), weight("bias", 6)),
-    signatures=(Signature(2, (tensor(2, 4),), tensor(2, 6)),),
-    work=Work(96, 96, 0, 128, 0),
+    call_groups=(group(2, (tensor(2, 4),), tensor(2, 6), Work(96, 96, 0, 128, 0)),),
 )
 NORM = ModuleSummary(
     path="norm",
@@ -26,8 +26,7 @@ NORM = ModuleSummary(
     type_name="LayerNorm",
     training=True,
     parameters=(weight("weight", 6),),
-    calls=1,
-    work=Work(0, 0, 0, 48, 0),
+    call_groups=(group(1, (tensor(2, 6),), tensor(2, 6), Work(0, 0, 0, 48, 0)),),
 )
 OTHER = replace(
     SUMMARY,
@@ -85,12 +84,12 @@ def test_what_reads_the_same_is_told_apart_by_types() -> None:
     given, half = (Nested("arguments", (("x", tensor(2)),)), tensor(2, dtype="bfloat16"))
     spoken = {"dict": tensor(2), "ModelOutput": half}
     a, b = (
-        replace(SUMMARY, root=replace(ROOT, signatures=(Signature(1, given, Nested(name, (("logits", value),))),)))
+        replace(SUMMARY, root=replace(ROOT, call_groups=(group(1, given, Nested(name, (("logits", value),)), Work()),)))
         for name, value in spoken.items()
     )
     (row,) = compare(a, b).rows
     assert row.details == "output dict{logits: [2] float32 cpu} → ModelOutput{logits: [2] bfloat16 cpu}"
-    a, b = (replace(SUMMARY, root=replace(ROOT, signatures=(Signature(1, (v,), None),))) for v in spoken.values())
+    a, b = (replace(SUMMARY, root=replace(ROOT, call_groups=(group(1, (v,), None, Work()),))) for v in spoken.values())
     assert compare(a, b).differences == ("input: ([2] float32 cpu,) → ([2] bfloat16 cpu,)",)
 
 
@@ -108,7 +107,7 @@ def test_frozen_and_untied_are_said() -> None:
 
 
 def test_an_unknown_figure_has_no_delta() -> None:
-    unknown = replace(SUMMARY, root=replace(ROOT, children=(replace(FC, work=Work()), *ROOT.children[1:])))
+    unknown = replace(SUMMARY, root=replace(ROOT, children=(replace(FC, call_groups=None), *ROOT.children[1:])))
     c = compare(SUMMARY, unknown)
     assert c.metrics["forward_macs"] == Delta(78, None)
     assert c.metrics["forward_macs"].delta is None

@@ -44,13 +44,16 @@ FAULTS: dict[str, tuple[Any, str, set[str]]] = {
     "memory": (Memory, "__init__", STORAGES),
     "memory op": (Memory, "op", STORAGES),
     "memory enter": (Memory, "enter", STORAGES),
+    "memory backward": (Memory, "backward_begins", STORAGES),
+    "memory state": (Memory, "stepped", STORAGES),
+    "memory end": (Memory, "end", STORAGES),
     "tensor_bytes": (OBSERVE, "tensor_bytes", TENSORS),
     "walk": (OBSERVE, "walk", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
     "describe": (BUILD, "describe", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
     "build": (OBSERVE, "build", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
 }
-LATER = {"enter": 3, "exit": 3, "where": 10, "flops op": 40, "memory op": 40}
-"""Which run of what runs often is amid the step: the third module call, the fortieth operation."""
+LATER = {"enter": 3, "exit": 3, "where": 10, "flops op": 3, "memory op": 40}
+"""Which run of what runs often is amid the step: the third module call or product, the fortieth new tensor."""
 
 
 class Planted(Exception):

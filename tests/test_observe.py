@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import summarycb
 from summarycb.errors import SummaryError
-from summarycb.tree import AMOUNTS, ModelSummary, Nested, Opaque, Signature, TensorSpec, Work, add
+from summarycb.specs import Nested, Opaque, TensorSpec
+from summarycb.tree import Amounts, CallGroup, ModelSummary, Work, add
 from tests.trainings import CASES, NOTHING, Block, Case, left_behind, loss_of
 
 FLOAT, LONG = 4, 8
@@ -35,7 +36,7 @@ def observed(model: nn.Module, *args: Any, **kwargs: Any) -> ModelSummary:
 def rows_sum_to_totals(summary: ModelSummary) -> None:
     """Own figures over all rows, the outside row with them, are the totals."""
     rows = [module for module in summary.root.walk() if module.shared_with is None]
-    for name in AMOUNTS:
+    for name in Amounts._fields:
         assert add(*[getattr(row.own, name) for row in rows]) == getattr(summary.root.total, name)
     work, memory = summary.outside, summary.memory
     assert add(*[row.own.forward_macs for row in rows], work.forward_macs) == summary.forward_macs
@@ -91,7 +92,8 @@ def test_an_mlp_by_hand() -> None:
     assert (environment.training, environment.device, environment.precision) == (True, "cpu", "float32")
     assert (environment.optimizer, environment.torch) == ("SGD", torch.__version__)
     assert (summary.observed, summary.optimizer_macs, summary.notes, summary.incomplete) == ("step", 0, (), ())
-    assert summary["2"].signatures == (Signature(1, (spec(5, 4),), spec(5, 2)),)
+    work = Work(5 * 4 * 2, 2 * (5 * 4 * 2), 0, 5 * 2 * FLOAT, 0)
+    assert summary["2"].call_groups == (CallGroup(1, (spec(5, 4),), spec(5, 2), work, work),)
     rows_sum_to_totals(summary)
 
 
@@ -244,7 +246,8 @@ def test_a_peak_by_hand() -> None:
     # the hidden layer's. The second output went when it was summed.
     weights, given, hidden = 12 + 8, 15, 20
     assert memory.peak == (weights + given + hidden + 1 + 1 + 8 + 20) * FLOAT
-    assert (memory.peak_phase, memory.peak_module) == ("backward", "1")
+    assert memory.peak_at is not None
+    assert (memory.peak_at.phase, memory.peak_at.module) == ("backward", "1")
 
 
 # Inputs and outputs
@@ -348,7 +351,11 @@ def test_batches_of_different_shapes_are_kept_apart() -> None:
         for rows in (1, 4, 4):
             model(torch.zeros(rows, 3))
     module = observation.summary[""]  # type: ignore[index]
-    assert module.signatures == (Signature(1, (spec(1, 3),), spec(1, 2)), Signature(2, (spec(4, 3),), spec(4, 2)))
+    one, four = Work(1 * 3 * 2), Work(2 * 4 * 3 * 2)
+    assert module.call_groups == (
+        CallGroup(1, (spec(1, 3),), spec(1, 2), one, one),
+        CallGroup(2, (spec(4, 3),), spec(4, 2), four, four),
+    )
     assert (module.calls, module.inputs, module.forward_macs) == (3, (spec(1, 3),), 9 * 3 * 2)
 
 
@@ -368,8 +375,10 @@ def test_a_module_that_is_called_often_and_one_that_is_never() -> None:
 
     summary = observed(Repeats(), torch.zeros(2, 3))
     assert (summary["used"].calls, summary["used"].forward_macs) == (4, 4 * 2 * 3 * 3)
-    assert summary["used"].signatures == (Signature(4, (spec(2, 3),), spec(2, 3)),)
-    assert (summary["unused"].calls, summary["unused"].forward_macs, summary["unused"].signatures) == (0, 0, ())
+    assert [(g.calls, g.inputs, g.outputs) for g in summary["used"].call_groups or ()] == [
+        (4, (spec(2, 3),), spec(2, 3))
+    ]
+    assert (summary["unused"].calls, summary["unused"].forward_macs, summary["unused"].call_groups) == (0, 0, ())
     assert [note.text for note in summary.notes] == ["never called as a module: unused"]
 
 
@@ -583,7 +592,7 @@ def test_an_error_that_the_model_handles_is_not_the_steps() -> None:
     assert observation.summary is not None
     assert observation.summary.incomplete == ("the step raised KeyError",)  # not the one that was handled
     assert (summary["wide"].calls, summary["narrow"].calls, summary.forward_macs) == (1, 1, 24)
-    assert summary["wide"].signatures == (Signature(1, (spec(4, 3),), None),)
+    assert [(g.calls, g.inputs, g.outputs) for g in summary["wide"].call_groups or ()] == [(1, (spec(4, 3),), None)]
 
 
 def test_an_observation_is_entered_once() -> None:

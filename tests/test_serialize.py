@@ -16,18 +16,17 @@ from hypothesis import strategies as st
 
 from summarycb import ModelSummary, SummaryError, load
 from summarycb.serialize import MAX_BYTES, SCHEMA_VERSION
+from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, TensorSpec
 from summarycb.tree import (
+    KINDS,
     MAX_INT,
-    BufferSpec,
+    WORK,
+    CallGroup,
     Environment,
     Memory,
     ModuleSummary,
-    Nested,
+    Moment,
     Note,
-    Opaque,
-    ParameterSpec,
-    Signature,
-    TensorSpec,
     Work,
 )
 from tests.literal import SUMMARY
@@ -63,6 +62,12 @@ parameter = st.builds(
 buffer = st.builds(
     BufferSpec, text, st.none() | shape, text, text, st.booleans(), amount, st.none() | shape, st.none() | text
 )
+moment = st.builds(
+    Moment,
+    st.sampled_from(["forward", "backward", "recompute", "optimizer"]),
+    st.none() | text,
+    *[st.integers(0, MAX_INT)] * len(KINDS),
+)
 module = st.deferred(
     lambda: st.builds(
         ModuleSummary,
@@ -73,9 +78,8 @@ module = st.deferred(
         training=st.none() | st.booleans(),
         parameters=st.lists(parameter, max_size=2).map(tuple),
         buffers=st.lists(buffer, max_size=2).map(tuple),
-        calls=amount,
-        signatures=st.lists(st.builds(Signature, st.integers(1, 9), spec, spec), max_size=2).map(tuple),
-        work=work,
+        call_groups=st.none()
+        | st.lists(st.builds(CallGroup, st.integers(1, 9), spec, spec, work, work), max_size=2).map(tuple),
         shared_with=st.none() | text,
         children=st.just(()) | st.lists(module, max_size=2).map(tuple),
     )
@@ -85,10 +89,7 @@ summary = st.builds(
     root=module,
     outside=work,
     memory=st.builds(
-        Memory,
-        *[amount] * 8,
-        st.sampled_from([None, "forward", "backward", "recompute", "optimizer"]),
-        st.none() | text,
+        Memory, *[amount] * 7, st.none() | moment, st.lists(moment, max_size=2).map(tuple), amount, st.booleans()
     ),
     environment=st.builds(
         Environment, text, text, st.none() | st.booleans(), *[st.none() | text] * 5, st.none() | st.integers(1, 9)
@@ -157,10 +158,16 @@ def with_module(**changes: Any) -> bytes:
     return document(modules=modules)
 
 
+MEMORY = json.loads(SUMMARY.to_json())["memory"]
+
+
+def group(**changes: Any) -> dict[str, Any]:
+    work = dict.fromkeys(WORK)
+    return {"calls": 1, "inputs": None, "outputs": None, "own": work, "total": work, **changes}
+
+
 def with_shape(shape: list[int]) -> bytes:
-    return with_module(
-        signatures=[{"calls": 1, "inputs": [{"shape": shape, "dtype": "float32", "device": "cpu"}], "outputs": None}]
-    )
+    return with_module(call_groups=[group(calls=1, inputs=[{"shape": shape, "dtype": "float32", "device": "cpu"}])])
 
 
 BAD = {
@@ -190,16 +197,16 @@ BAD = {
     "an amount over int64": (document(optimizer_macs=2**63), rf"must be from 0 to {MAX_INT}, not {2**63}"),
     "an amount of a thousand digits": (document(optimizer_macs=10**999), "not a number of 3319 bits"),
     "no calls in a signature": (
-        with_module(signatures=[{"calls": 0, "inputs": None, "outputs": None}]),
-        r"modules\[1\]\.signatures\[0\]\.calls must be from 1 to ",
+        with_module(call_groups=[group(calls=0)]),
+        r"modules\[1\]\.call_groups\[0\]\.calls must be from 1 to ",
     ),
     "an unknown kind of step": (
         document(observed="two steps"),
         r"summary\.observed must be one of structure, forward, step, not 'two steps'",
     ),
     "an unknown phase": (
-        document(memory={**json.loads(SUMMARY.to_json())["memory"], "peak_phase": "warmup"}),
-        r"summary\.memory\.peak_phase must be one of forward, backward, recompute, optimizer, not 'warmup'",
+        document(memory={**MEMORY, "peak_at": {**MEMORY["peak_at"], "phase": "warmup"}}),
+        r"summary\.memory\.peak_at\.phase must be one of forward, backward, recompute, optimizer, not 'warmup'",
     ),
     "no process": (
         document(environment={**json.loads(SUMMARY.to_json())["environment"], "world_size": 0}),
@@ -225,10 +232,13 @@ BAD = {
         with_module(weights=[1.0]),
         r"modules\[1\] lacks the fields \[\] and has the unknown fields \['weights'\]",
     ),
-    "a lacking field": (document(memory={}), r"summary\.memory lacks the fields \['batch', .*'weight_copies'\]"),
+    "a lacking field": (
+        document(memory={}),
+        r"summary\.memory lacks the fields \['allocator_peak', .*'weight_copies'\]",
+    ),
     "a spec of no kind": (
-        with_module(signatures=[{"calls": 1, "inputs": 3, "outputs": None}]),
-        r"modules\[1\]\.signatures\[0\]\.inputs must be a tensor, a container or null, not int",
+        with_module(call_groups=[group(calls=1, inputs=3)]),
+        r"modules\[1\]\.call_groups\[0\]\.inputs must be a tensor, a container or null, not int",
     ),
 }
 

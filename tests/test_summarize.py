@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import summarycb
 from summarycb.errors import SummaryError
-from summarycb.tree import TensorSpec
+from summarycb.specs import TensorSpec
 from tests.trainings import CASES, NOTHING, Case, bits, hooks_of, left_behind
 
 

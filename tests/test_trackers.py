@@ -23,20 +23,10 @@ import pytest
 
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.serialize import load
+from summarycb.specs import Nested, Opaque, ParameterSpec, TensorSpec
 from summarycb.trackers import Publisher, Report, check_names, names, open_reference, resolve, wrap
-from summarycb.tree import (
-    Environment,
-    Memory,
-    ModelSummary,
-    ModuleSummary,
-    Nested,
-    Note,
-    Opaque,
-    ParameterSpec,
-    Signature,
-    TensorSpec,
-    Work,
-)
+from summarycb.tree import Environment, Memory, ModelSummary, ModuleSummary, Moment, Note, Work
+from tests.literal import group
 
 # mlflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -44,18 +34,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 IMAGE = TensorSpec((2, 3), "float32", "cpu")
 WEIGHT = ParameterSpec("weight", (4, 3), "float32", "cpu", True, 48, gradient=48, optimizer_state=96)
 LINEAR = ModuleSummary(
-    "größe|`0`", "größe|`0`", "Linear", "in_features=3, out_features=4", True, (WEIGHT,), (), 1,
-    (Signature(1, (IMAGE,), TensorSpec((2, 4), "float32", "cpu")),), Work(24, 48, 0, 24, 0),
+    "größe|`0`", "größe|`0`", "Linear", "in_features=3, out_features=4", True, (WEIGHT,), (),
+    (group(1, (IMAGE,), TensorSpec((2, 4), "float32", "cpu"), Work(24, 48, 0, 24, 0)),),
 )  # fmt: skip
 ODD = ModuleSummary(
-    "<b>层 🙂</b>", "<b>层 🙂</b>", "Odd", calls=2,
-    signatures=(Signature(2, Nested("dict", (("x", (IMAGE, None)), ("mode", Opaque("str")))), None),),
-    work=Work(2**60, None, 0, 0, 0),
+    "<b>层 🙂</b>", "<b>层 🙂</b>", "Odd",
+    call_groups=(
+        group(2, Nested("dict", (("x", (IMAGE, None)), ("mode", Opaque("str")))), None, Work(2**60, None, 0, 0, 0)),
+    ),
 )  # fmt: skip
 SUMMARY = ModelSummary(
-    ModuleSummary("", "", "Net", calls=1, work=Work(0, 0, 0, 0, 0), children=(LINEAR, ODD)),
+    ModuleSummary("", "", "Net", call_groups=(group(1, None, None, Work(0, 0, 0, 0, 0)),), children=(LINEAR, ODD)),
     outside=Work(0, 0, 0, 8, 0),
-    memory=Memory(48, 0, 48, 96, 32, 0, 24, 304, "backward", "größe|`0`"),
+    memory=Memory(48, 0, 48, 96, 32, 0, 24, Moment("backward", "größe|`0`", 48, 0, 48, 96, 32, 0, 24, 56)),
     environment=Environment("0.1.0", torch="2.13.0", device="cpu"),
     optimizer_macs=0,
     notes=(Note("unknown", 'no formula for "mylib::op"', "<b>层 🙂</b>"),),

@@ -6,19 +6,22 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from summarycb.tree import Amounts, ModuleSummary, Nested, Opaque, ParameterSpec, Work, add
-from tests.literal import FC, HEAD, ROOT, SUMMARY, tensor
+from summarycb.specs import Nested, Opaque, ParameterSpec
+from summarycb.tree import Amounts, ModuleSummary, Work, add
+from tests.literal import FC, HEAD, ROOT, SUMMARY, group, tensor
 
 
 def test_totals_are_the_own_amounts_of_the_subtree() -> None:
     assert FC.own == FC.total
-    assert ROOT.own == Amounts()
+    assert ROOT.own == Amounts(*[0] * 14)
     assert ROOT.total == Amounts(
         params=12 + 3 + 5,  # the head's weight is fc's
         trainable_params=12 + 3,
         buffers=7,
         parameter_bytes=4 * 20,
         buffer_bytes=4 * 7,
+        local_params=20,
+        local_parameter_bytes=4 * 20,
         gradients=4 * 20,
         optimizer_state=8 * 20,
         forward_macs=48 + 24,
@@ -41,7 +44,7 @@ def test_the_step_is_the_modules_and_what_ran_outside() -> None:
 
 def test_unknown_is_never_zero() -> None:
     """One unknown makes every sum that it is part of unknown, and no other."""
-    unknown = replace(FC, work=replace(FC.work, backward_macs=None))
+    unknown = replace(FC, call_groups=(group(2, None, None, Work(48, None, 0, 64, 0)),))
     s = replace(SUMMARY, root=replace(ROOT, children=(unknown, HEAD)))
     assert s["fc"].backward_flops is None
     assert (s.backward_macs, s.step_flops, s.hardware_flops) == (None, None, None)
@@ -83,4 +86,4 @@ def test_two_nested_values_are_equal_with_their_type_and_order() -> None:
 
 def test_the_tree_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        FC.work = Work()  # type: ignore[misc]
+        FC.call_groups = ()  # type: ignore[misc]

@@ -20,9 +20,11 @@ Net
 step    training · cpu · float32 · Adam · lightning · Single · in [2, 4] → out [2, 3] · 4 modules
 params  20 (75.0 % trainable) · buffers 7
 compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs · recomputed 48 FLOPs
-memory  weights 80 B · buffers 28 B · gradients 80 B · optimizer state 160 B
+memory  measured: weights 80 B · buffers 28 B · gradients 80 B · optimizer state 160 B
         saved activations 84 B · weight copies 16 B · batch 32 B
-peak    512 B of tensors, reached in the backward phase in fc
+peak    derived: 512 B of tensors in the backward of fc · of which weights 80 B · buffers 28 B
+        gradients 80 B · optimizer state 160 B · weight copies 16 B · batch 32 B · activations 84 B
+        temporaries 32 B
 
 module       type             output                               params fwd MACs MACs % saved act.
 Net          Net              [2, 3]                                   20       72   92.3       72 B
@@ -43,11 +45,15 @@ step    training - cpu - float32 - Adam - lightning - Single
 params  20 (75.0 % trainable) - buffers 7
 compute forward 78 MACs = 156 FLOPs - backward 168 FLOPs
         step 324 FLOPs - recomputed 48 FLOPs
-memory  weights 80 B - buffers 28 B - gradients 80 B
-        optimizer state 160 B - saved activations 84 B
-        weight copies 16 B - batch 32 B
-peak    512 B of tensors, reached in the backward phase in
-        fc
+memory  measured: weights 80 B - buffers 28 B
+        gradients 80 B - optimizer state 160 B
+        saved activations 84 B - weight copies 16 B
+        batch 32 B
+peak    derived: 512 B of tensors in the backward of fc
+        of which weights 80 B - buffers 28 B
+        gradients 80 B - optimizer state 160 B
+        weight copies 16 B - batch 32 B - activations 84 B
+        temporaries 32 B
 
 module       type       params fwd MACs MACs % saved act.
 Net          Net            20       72   92.3       72 B
@@ -68,7 +74,7 @@ MARKDOWN = """\
 
 - **structure**: 2 modules
 - **params**: 15 (100.0 % trainable)
-- **memory**: weights 60 B
+- **memory**: measured: weights 60 B
 
 | module | type | config | params | params % | trainable | buffers |
 | --- | --- | --- | ---: | ---: | --- | ---: |
@@ -95,7 +101,7 @@ def test_no_line_is_wider_than_asked(width: int) -> None:
 
 def test_the_whole_markdown_of_a_structure_alone() -> None:
     """Nothing of a step is shown where none was observed, and names cannot break the table."""
-    odd = replace(FC, path="a`b|c", name="a`b|c", calls=None, signatures=(), work=Work())
+    odd = replace(FC, path="a`b|c", name="a`b|c", call_groups=None)
     root = ModuleSummary("", "", "Net", children=(odd,))
     structure = ModelSummary(root, Work(), Memory(parameters=60), Environment("0.1.0"))
     assert structure.to_markdown() == MARKDOWN
@@ -105,12 +111,26 @@ def headline(summary: ModelSummary) -> dict[str, tuple[str, ...]]:
     return dict(select(summary).headline)
 
 
-def test_a_memory_kind_that_a_step_did_not_tell_is_a_question_mark_and_a_zero_is_not_shown() -> None:
+def test_each_kind_of_memory_says_how_it_is_known_and_a_zero_is_not_shown() -> None:
     memory = Memory(80, 0, 80, None, None, 0, 32)
-    facts = ("weights 80 B", "gradients 80 B", "optimizer state ?", "saved activations ?", "batch 32 B")
-    assert headline(replace(SUMMARY, memory=memory))["memory"] == facts
-    without_a_step = ("weights 80 B", "gradients 80 B", "batch 32 B")
-    assert headline(replace(SUMMARY, memory=memory, observed="structure"))["memory"] == without_a_step
+    measured = ("measured: weights 80 B", "gradients 80 B", "batch 32 B")
+    unknown = ("unavailable: optimizer state", "saved activations")
+    assert headline(replace(SUMMARY, memory=memory))["memory"] == measured + unknown
+    assert "peak" not in headline(replace(SUMMARY, memory=memory))
+    # what no step was observed for is not missed
+    assert headline(replace(SUMMARY, memory=memory, observed="structure"))["memory"] == measured
+    # on the meta device nothing is allocated
+    simulated = headline(replace(SUMMARY, memory=replace(memory, simulated=True)))["memory"]
+    assert simulated == ("derived: weights 80 B", "gradients 80 B", "batch 32 B", *unknown)
+
+
+def test_an_allocator_that_was_asked_is_told_beside_the_sum_of_tensors() -> None:
+    memory = replace(SUMMARY.memory, allocator_peak=600)
+    assert memory.unexplained == 600 - 512
+    assert headline(replace(SUMMARY, memory=memory))["peak"][-2:] == (
+        "measured: 600 B by the allocator",
+        "88 B of it no tensor of the step",
+    )
 
 
 def test_a_model_without_parameters_has_no_line_of_memory() -> None:
@@ -142,7 +162,7 @@ def test_recomputation_and_the_optimizer_are_facts_of_their_own(
 
 def test_depth_hides_rows_whose_figures_their_parents_hold() -> None:
     inner = replace(HEAD, path="block.head", children=())
-    block = ModuleSummary("block", "block", "Block", calls=1, work=Work(0, 0, 0, 0, 0), children=(inner,))
+    block = ModuleSummary("block", "block", "Block", call_groups=(), children=(inner,))
     deep = replace(SUMMARY, root=replace(ROOT, children=(FC, block)))
     shown = {depth: [row.label for row in select(deep, depth=depth).rows] for depth in (0, 1, 2, None)}
     assert shown == {
@@ -169,11 +189,17 @@ CELLS = {
     "buffers": "7",
     "dtype": "float32",
     "device": "cpu",
+    "local_params": "5",
     "parameter_bytes": "20 B",
+    "buffer_bytes": "28 B",
+    "gradients": "20 B",
+    "optimizer_state": "40 B",
     "forward_macs": "24",
     "macs_percent": "30.8",
     "backward_flops": "48",
+    "recompute_flops": "48",
     "saved_activations": "8 B",
+    "weight_copies": "16 B",
 }
 
 
@@ -184,7 +210,7 @@ def test_every_column() -> None:
 
 
 def test_unknown_is_a_question_mark() -> None:
-    unknown = replace(FC, work=Work())
+    unknown = replace(FC, call_groups=None)
     view = select(
         replace(SUMMARY, root=replace(ROOT, children=(unknown,))),
         columns=["forward_macs", "macs_percent", "backward_flops", "saved_activations"],
@@ -249,7 +275,7 @@ def test_a_wrong_depth_says_what_is_allowed(depth: object) -> None:
 
 def test_a_wrong_column_says_which_there_are() -> None:
     with pytest.raises(
-        SummaryError, match=r"there is no column 'flops'; allowed: type, input, output, .*, saved_activations"
+        SummaryError, match=r"there is no column 'flops'; allowed: type, input, output, .*, weight_copies"
     ):
         SUMMARY.to_text(columns=["type", "flops"])
     with pytest.raises(SummaryError, match="columns must be a list of names, not 'params'"):

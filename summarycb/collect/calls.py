@@ -10,15 +10,22 @@ import dataclasses
 import sys
 import threading
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FrameType
 
 import torch
+from torch.utils.checkpoint import CheckpointFunction
 
 from summarycb.collect.modules import Structure, dtype_name
-from summarycb.tree import Nested, Opaque, Phase, Signature, Spec, TensorSpec
+from summarycb.specs import Nested, Opaque, Spec, TensorSpec
+from summarycb.tree import Phase
 
 OUTSIDE = -1
+"""The row, and the call, of what ran outside of modules."""
+ACCUMULATION = -2
+"""The call of the nodes that add a gradient to a leaf's: outside of modules, too."""
 FORWARD: Phase = "forward"
 BACKWARD: Phase = "backward"
 RECOMPUTE: Phase = "recompute"
@@ -26,7 +33,7 @@ OPTIMIZER: Phase = "optimizer"
 NO_TASK = -1
 _ACCUMULATE_GRAD = 2**63
 """Nodes that only accumulate into a leaf carry the largest sequence number, above every one given to a call."""
-_MAX_SIGNATURES = 16
+_REENTRANT = CheckpointFunction.backward.__code__
 _MAX_NESTING = 8
 _MAX_ITEMS = 64
 _MAX_KEY = 200
@@ -37,24 +44,56 @@ _next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # ty
 
 
 @dataclass(slots=True)
+class Call:
+    """One execution of a module: its row, the call that made it, and what went in and came out."""
+
+    slot: int
+    caller: int
+    inputs: Spec
+    outputs: Spec = None
+
+
+@dataclass(slots=True)
 class _Frame:
+    call: int
     slot: int
     module: int
     task: int
-    inputs: Spec
-    counted: bool
+    outer: bool
+    """Ends its call: not so a wrapped module's frame, nor that of a recomputation."""
     error: BaseException | None
 
 
+@dataclass(slots=True)
+class _Marks:
+    """From which sequence number on, of one thread, which call was the innermost."""
+
+    starts: list[int] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
+
+    def add(self, call: int) -> None:
+        start = _next_sequence_number()
+        if self.starts and self.starts[-1] == start:
+            self.calls[-1] = call
+        elif not self.calls or self.calls[-1] != call:
+            self.starts.append(start)
+            self.calls.append(call)
+
+    def at(self, number: int) -> int:
+        index = bisect_right(self.starts, number) - 1
+        return self.calls[index] if index >= 0 else OUTSIDE
+
+
 class Calls:
-    """The live stack of module calls and what they were called with."""
+    """The live stack of module calls and what they were called with; a call is known by its place in ``made``."""
 
     def __init__(self, structure: Structure) -> None:
         self._slot_of = structure.slot_of
         self._thread = threading.get_ident()
         self._stack: list[_Frame] = []
-        self.counts = [0] * len(structure.nodes)
-        self.signatures: list[dict[tuple[Spec, Spec], int]] = [{} for _ in structure.nodes]
+        self._specs: dict[Spec, Spec] = {}  # one object for all that are equal
+        self._again: dict[int, list[int]] = {}
+        self.made: list[Call] = []
         self.in_optimizer = False
         self.raised = False
         """An outermost call has ended by an error."""
@@ -63,20 +102,28 @@ class Calls:
         self.other_threads = False
         self.differentiated = False
         self._outermost = 0
-        self._starts: list[int] = []
-        self._owners: list[int] = []
-        self._mark(OUTSIDE)
+        self._marks: dict[int, _Marks] = defaultdict(_Marks)
+        self._marks[self._thread].add(OUTSIDE)
 
     @property
     def depth(self) -> int:
         """How many module calls are open."""
         return len(self._stack)
 
+    def count(self, slot: int) -> int:
+        """How many calls of a row there were."""
+        return sum(call.slot == slot for call in self.made)
+
+    def slot(self, call: int) -> int:
+        """The row of a call."""
+        return self.made[call].slot if call >= 0 else OUTSIDE
+
     def enter(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
         """A module's forward begins; True when it is the outermost."""
         task = graph_task()
+        thread = threading.get_ident()
         if task == NO_TASK:
-            if threading.get_ident() != self._thread:
+            if thread != self._thread:
                 self.other_threads = True
                 return False
             if not self._stack:
@@ -87,15 +134,23 @@ class Calls:
                 self._stack.clear()
         slot = self._slot_of[id(module)]
         top = self._stack[-1] if self._stack else None
-        # a wrapper and what it wraps are one row, hence one call
-        counted = task == NO_TASK and not (top is not None and top.slot == slot and top.module != id(module))
-        self._stack.append(_Frame(slot, id(module), task, describe_call(args, kwargs), counted, sys.exc_info()[1]))
-        self._mark(slot)
+        if top is not None and top.slot == slot and top.module != id(module):
+            call, outer = top.call, False  # a wrapper and what it wraps are one row, hence one call
+        else:
+            inputs = describe_call(args, kwargs)
+            inputs = self._specs.setdefault(inputs, inputs)
+            again = None if task == NO_TASK else self._recomputed(slot, inputs)
+            call, outer = len(self.made) if again is None else again, again is None
+            if outer:
+                self.made.append(Call(slot, OUTSIDE if top is None else top.call, inputs))
+        self._stack.append(_Frame(call, slot, id(module), task, outer, sys.exc_info()[1]))
+        self._marks[thread].add(call)
         return top is None
 
     def exit(self, module: torch.nn.Module, output: object) -> None:
         """A module's forward has returned, or raised."""
-        if threading.get_ident() != self._thread and graph_task() == NO_TASK:
+        thread = threading.get_ident()
+        if thread != self._thread and graph_task() == NO_TASK:
             return
         # a call that an interrupt tore down never reached its exit: it goes with the one around it
         while self._stack:
@@ -104,7 +159,7 @@ class Calls:
                 break
         else:
             return
-        self._mark(self._stack[-1].slot if self._stack else OUTSIDE)
+        self._marks[thread].add(self._stack[-1].call if self._stack else OUTSIDE)
         error = sys.exc_info()[1]
         if error is None or error is frame.error:
             self._error = 0  # an earlier one has been handled, and its id may be another's next
@@ -112,12 +167,19 @@ class Calls:
             if id(error) != self._error:  # the innermost call is the first that it leaves
                 self._error, self._failed = id(error), frame.slot
             self.raised = self.raised or not self._stack
-        if frame.counted:
-            self.counts[frame.slot] += 1
-            known = self.signatures[frame.slot]
-            key = (frame.inputs, describe(output))
-            if key in known or len(known) < _MAX_SIGNATURES:
-                known[key] = known.get(key, 0) + 1
+        if frame.outer:
+            outputs = describe(output)
+            self.made[frame.call].outputs = self._specs.setdefault(outputs, outputs)
+
+    def _recomputed(self, slot: int, inputs: Spec) -> int | None:
+        """The call that now runs again, within a backward: the last one with these inputs that has not yet."""
+        if slot not in self._again:
+            self._again[slot] = [number for number, call in enumerate(self.made) if call.slot == slot]
+        waiting = self._again[slot]
+        for place in range(len(waiting) - 1, -1, -1):
+            if self.made[waiting[place]].inputs == inputs:
+                return waiting.pop(place)
+        return next((n for n in range(len(self.made) - 1, -1, -1) if self.made[n].slot == slot), None)
 
     def failed(self, error: BaseException) -> int | None:
         """The slot of the innermost call that ``error`` ended; None when it was raised outside of modules."""
@@ -130,41 +192,36 @@ class Calls:
             cause = cause.__cause__ or cause.__context__
         return None
 
-    def where(self) -> tuple[int, Phase]:
-        """The slot and the phase of the operation that is running now."""
-        task = graph_task()
+    def where(self, task: int) -> tuple[int, Phase]:
+        """The call and the phase of the operation that is running now, in the autograd engine's ``task``."""
         top = self._stack[-1] if self._stack else None
         if task == NO_TASK:
             if top is not None:
-                return top.slot, FORWARD
+                return top.call, FORWARD
             # a closure that a step calls runs with gradients on, the optimizer's own arithmetic with them off
             return OUTSIDE, OPTIMIZER if self.in_optimizer and not torch.is_grad_enabled() else FORWARD
         if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
-            return top.slot, RECOMPUTE
-        slot = self._owner_of(torch._C._current_autograd_node())
-        self.differentiated = self.differentiated or slot != OUTSIDE
-        return slot, BACKWARD
-
-    def signatures_of(self, slot: int) -> tuple[Signature, ...]:
-        """The calls of a row, grouped by inputs and outputs."""
-        return tuple(Signature(calls, inputs, outputs) for (inputs, outputs), calls in self.signatures[slot].items())
-
-    def _mark(self, slot: int) -> None:
-        start = _next_sequence_number()
-        if self._starts and self._starts[-1] == start:
-            self._owners[-1] = slot
-        elif not self._owners or self._owners[-1] != slot:
-            self._starts.append(start)
-            self._owners.append(slot)
+            return top.call, RECOMPUTE
+        call = self._owner_of(torch._C._current_autograd_node())
+        self.differentiated = self.differentiated or call >= 0
+        return call, BACKWARD
 
     def _owner_of(self, node: torch.autograd.graph.Node | None) -> int:
         if node is None:
             return OUTSIDE
         number = node._sequence_nr()
         if number >= _ACCUMULATE_GRAD:
-            return OUTSIDE
-        index = bisect_right(self._starts, number) - 1
-        return self._owners[index] if index >= 0 else OUTSIDE
+            return ACCUMULATION
+        thread = threading.get_ident()
+        # the engine runs an accelerator's nodes in a thread of its own, whose numbers a reentrant checkpoint's are
+        return self._marks[thread if thread != self._thread and _in_reentrant() else self._thread].at(number)
+
+
+def _in_reentrant() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _REENTRANT:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _python_depth() -> int:

@@ -1,32 +1,37 @@
-"""What runs: MACs per row and phase, and the operations that could not be counted."""
+"""What runs: MACs per call and phase, and the operations that could not be counted."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
-from summarycb.collect.calls import RECOMPUTE, Calls
-from summarycb.formulas import Verdict, classify, evaluate
+from summarycb.collect.calls import RECOMPUTE
+from summarycb.formulas import Formula, Verdict, evaluate
+from summarycb.tree import Phase
 
 
 class Flops:
     """Counts every operation of the step by its formula."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-        self.macs: Counter[tuple[int, str]] = Counter()
-        self.unknown: Counter[tuple[int, str, str]] = Counter()
+    def __init__(self) -> None:
+        self.macs: dict[tuple[int, Phase], int] = defaultdict(int)
+        self.unknown: Counter[tuple[int, Phase, str]] = Counter()
 
-    def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """One operation has run."""
-        formula = classify(func)
-        if formula is Verdict.ZERO:
-            return
-        slot, phase = self._calls.where()
+    def op(
+        self,
+        formula: Formula | Verdict,
+        place: tuple[int, Phase],
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+    ) -> None:
+        """One operation that is not zero by convention has run."""
         count = None if isinstance(formula, Verdict) else evaluate(formula, args, kwargs, out)
+        call, phase = place
         if count is None:
-            self.unknown[slot, phase, str(func)] += 1
+            self.unknown[call, phase, str(func)] += 1
         else:
-            self.macs[slot, phase] += count.macs
+            self.macs[place] += count.macs
             if count.recompute_macs:
-                self.macs[slot, RECOMPUTE] += count.recompute_macs
+                self.macs[call, RECOMPUTE] += count.recompute_macs

@@ -1,7 +1,8 @@
-"""What is alive: every tensor storage from its making to its freeing, by the row and phase that made it.
+"""What is alive: every tensor storage from its making to its freeing, by kind and by the call and phase that made it.
 
 A storage is known by a weak reference whose callback takes it off again, so nothing is kept alive. What the forward has
-made and is alive as backward begins is what it saved; the largest sum of all that is alive is the peak.
+made and is alive as backward begins is what it saved. The largest sum of all that is alive is noted for each stretch of
+the step within one call and phase: the timeline, whose largest is the peak.
 """
 
 from __future__ import annotations
@@ -9,56 +10,102 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, auto
 from typing import Any
 
 import torch
 
-from summarycb.collect.calls import FORWARD, NO_TASK, OUTSIDE, Calls, graph_task, hides_tensors, iter_tensors
+from summarycb.collect.calls import (
+    ACCUMULATION,
+    FORWARD,
+    NO_TASK,
+    OUTSIDE,
+    RECOMPUTE,
+    graph_task,
+    hides_tensors,
+    iter_tensors,
+)
 from summarycb.collect.modules import Structure, TensorBytes
-from summarycb.tree import Phase, add
+from summarycb.tree import KINDS, Phase, add
 
-_STATIC, _PARAMETER, _BATCH, _MADE, _WEIGHT_COPY = "static", "parameter", "batch", "made", "weight copy"
+_PARAMETERS, _BUFFERS, _GRADIENTS, _STATE, _ACTIVATIONS, _COPIES, _BATCH, _TEMPORARIES = range(len(KINDS))
+_MOST_STRETCHES = 256
+
+
+class Makes(IntEnum):
+    """What an operation does to storages."""
+
+    NOTHING = 0
+    NEW = auto()
+    ONES = auto()
+    """New, and perhaps the first gradient of a backward."""
+    COPY = auto()
+    """New, and where it is made of a parameter, a copy of a weight."""
+    ALIAS = auto()
+    """None is made, but this is how a gradient becomes a parameter's."""
+    RESIZED = auto()
 
 
 class _Alive(weakref.ref[torch.UntypedStorage]):
     """A weak reference to a live storage, with what is to be known of it when it goes."""
 
-    __slots__ = ("bytes", "key", "kind", "phase", "slot")
+    __slots__ = ("bytes", "call", "here", "key", "kind", "phase", "since")
 
     key: int
     bytes: int
-    kind: str
+    here: bool
+    """On the type of device whose timeline is kept."""
+    kind: int
+    call: int
     phase: Phase
-    slot: int
+    since: int
+
+
+@dataclass(slots=True)
+class Stretch:
+    """A part of the step within one call and phase: the bytes of each kind at ``time``, when most was alive."""
+
+    call: int
+    phase: Phase
+    high: int
+    kinds: list[int]
+    time: int
+    merged: int = 1
 
 
 class Memory:
     """Follows the storages of the step."""
 
-    def __init__(self, structure: Structure, calls: Calls, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        self._calls = calls
+    def __init__(self, structure: Structure, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        self._structure = structure
         self._alive: dict[int, _Alive] = {}
-        self._fresh: dict[Any, bool] = {}
-        self._task = NO_TASK
         self._seed: int | None = None
+        self._time = 0
         self._live = 0
+        self._kinds = [0] * len(KINDS)
         self.saved: Counter[int] | None = None
         self.weight_copies: Counter[int] | None = None
         self._saved_total = -1
         self.batch: int | None = 0
-        self.peak = 0
-        self.peak_at: tuple[int, Phase] = (OUTSIDE, FORWARD)
+        self._device = next((p.device.type for p in structure.parameters()), "cpu")
+        # sharded parameters are gathered into storages that are emptied and filled without an operation
+        self._resizes = any(hasattr(p, "_local_tensor") for p in structure.parameters())
+        self._allocator = Allocator(structure)
         for parameter in structure.parameters():
             if not torch.nn.parameter.is_lazy(parameter):
-                self._add(parameter, _PARAMETER, OUTSIDE, FORWARD)
+                self._follow(parameter, _PARAMETERS, OUTSIDE, FORWARD)
                 if parameter.grad is not None:
-                    self._add(parameter.grad, _STATIC, OUTSIDE, FORWARD)
+                    self._follow(parameter.grad, _GRADIENTS, OUTSIDE, FORWARD)
         for buffer in structure.buffers():
             if not torch.nn.parameter.is_lazy(buffer):
-                self._add(buffer, _STATIC, OUTSIDE, FORWARD)
+                self._follow(buffer, _BUFFERS, OUTSIDE, FORWARD)
         for optimizer in optimizers:
             for tensor in iter_tensors(list(optimizer.state.values())):
-                self._add(tensor, _STATIC, OUTSIDE, FORWARD)
+                self._follow(tensor, _STATE, OUTSIDE, FORWARD)
+        self.timeline: list[Stretch] = []
+        self._stride = 1
+        self._now = self._stretch(OUTSIDE, FORWARD)
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of an outermost module begins: what it is given and the step did not make is the batch.
@@ -68,120 +115,227 @@ class Memory:
         if graph_task() == NO_TASK:
             found = 0
             for tensor in iter_tensors((args, kwargs)):
-                found += self._add(tensor, _BATCH, OUTSIDE, FORWARD)
+                found += self._follow(tensor, _BATCH, OUTSIDE, FORWARD)
                 if not tensor.requires_grad:  # a batch may be made, or moved to its device, within the step
-                    found += self._turn_into_batch(tensor)
+                    found += sum(self._turn(a, _BATCH) for a in self._made(tensor, _ACTIVATIONS) if a.call == OUTSIDE)
             self.batch = add(self.batch, None if hides_tensors((args, kwargs)) else found)
+            self._note(OUTSIDE, FORWARD)
 
     def existed(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Tensors that were alive all through the step, as is found only now: they were part of the peak."""
-        peak, at = self.peak, self.peak_at
-        added = sum(self._add(tensor, _STATIC, OUTSIDE, FORWARD) for tensor in tensors)
-        self.peak, self.peak_at = max(self.peak, peak + added), at
+        """Optimizer state that was alive all through the step, as is found only now."""
+        before = self._live
+        for tensor in tensors:
+            self._follow(tensor, _STATE, OUTSIDE, FORWARD)
+        for stretch in (*self.timeline, self._now):
+            stretch.high += self._live - before
+            stretch.kinds[_STATE] += self._live - before
 
-    def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """One operation has run."""
-        task = graph_task()
-        if task != self._task:
-            # a task within a task (a reentrant checkpoint's) is no new backward
-            if self._task == NO_TASK:
-                self._backward_begins()
-            self._task = task
-        fresh = self._fresh.get(func)
-        if fresh is None:
-            fresh = self._fresh[func] = _makes_storage(func)
-        if not fresh:
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped: what it made and keeps is its state."""
+        for tensor in iter_tensors(list(optimizer.state.values())):
+            for alive in self._made(tensor, _TEMPORARIES):
+                self._turn(alive, _STATE)
+
+    def op(self, makes: Makes, place: tuple[int, Phase], args: tuple[Any, ...], out: Any) -> None:
+        """An operation that makes storages, or may, has run."""
+        call, phase = place
+        if makes is Makes.ALIAS:
+            if call == ACCUMULATION:
+                for alive in self._made(out, _TEMPORARIES):
+                    self._turn(alive, _GRADIENTS)
             return
-        place: tuple[int, Phase] | None = None
-        for tensor in (out,) if isinstance(out, torch.Tensor) else iter_tensors(out):
-            if place is None:
-                place = self._calls.where()
-            kind = _WEIGHT_COPY if func is _TO_COPY and self._is_parameter(args[0]) else _MADE
-            self._add(tensor, kind, *place)
-        # backward() makes its first gradient, ones like the loss, before it begins: not something the forward saved
-        self._seed = out.untyped_storage()._cdata if func is _ONES_LIKE and place == (OUTSIDE, FORWARD) else None
-
-    def _add(self, tensor: torch.Tensor, kind: str, slot: int, phase: Phase) -> int:
+        if makes is Makes.RESIZED:
+            self._measure([self._alive[s._cdata] for s in _storages(args[0]) if s._cdata in self._alive])
+        if call == ACCUMULATION:
+            kind = _GRADIENTS
+        elif phase in (FORWARD, RECOMPUTE):
+            kind = _COPIES if makes is Makes.COPY and any(self._made(args[0], _PARAMETERS)) else _ACTIVATIONS
+        else:
+            kind = _TEMPORARIES
         added = 0
-        for storage in _storages(tensor):
-            key = storage._cdata
-            if key in self._alive:
-                continue
-            alive = _Alive(storage, self._free)
-            alive.key, alive.kind, alive.slot, alive.phase = key, kind, slot, phase
-            alive.bytes = storage.nbytes()
-            self._alive[key] = alive
-            self._live += alive.bytes
-            added += alive.bytes
-        if self._live > self.peak:
-            self.peak, self.peak_at = self._live, (slot, phase)
-        return added
+        for tensor in (out,) if isinstance(out, torch.Tensor) else iter_tensors(out):
+            added += self._follow(tensor, kind, call, phase)
+        # backward() makes its first gradient, ones like the loss, before it begins: not something the forward saved
+        self._seed = out.untyped_storage()._cdata if makes is Makes.ONES and place == (OUTSIDE, FORWARD) else None
+        if added:
+            self._note(call, phase)
 
-    def _turn_into_batch(self, tensor: torch.Tensor) -> int:
-        turned = 0
-        for storage in _storages(tensor):
-            alive = self._alive[storage._cdata]
-            if alive.kind is _MADE and alive.slot == OUTSIDE:
-                alive.kind = _BATCH
-                turned += alive.bytes
-        return turned
-
-    def _free(self, alive: _Alive) -> None:
-        if self._alive.get(alive.key) is alive:
-            del self._alive[alive.key]
-            self._live -= alive.bytes
-
-    def _is_parameter(self, tensor: torch.Tensor) -> bool:
-        return any(
-            (alive := self._alive.get(s._cdata)) is not None and alive.kind == _PARAMETER for s in _storages(tensor)
-        )
-
-    def _backward_begins(self) -> None:
+    def backward_begins(self) -> None:
+        """The autograd engine starts, on nothing that is running in it already."""
+        if self._resizes:
+            self._measure(list(self._alive.values()))
+            for parameter in self._structure.parameters():  # what was gathered is now what the modules hold
+                for alive in self._made(parameter, _ACTIVATIONS):
+                    self._turn(alive, _COPIES)
+        if self._seed in self._alive:
+            self._turn(self._alive[self._seed], _TEMPORARIES)
         saved: Counter[int] = Counter()
         copies: Counter[int] = Counter()
         for alive in list(self._alive.values()):
-            if alive.phase == FORWARD and alive.key != self._seed:
-                if alive.kind is _MADE:
-                    saved[alive.slot] += alive.bytes
-                elif alive.kind is _WEIGHT_COPY:
-                    copies[alive.slot] += alive.bytes
+            if alive.phase == FORWARD:
+                if alive.kind == _ACTIVATIONS:
+                    saved[alive.call] += alive.bytes
+                elif alive.kind == _COPIES:
+                    copies[alive.call] += alive.bytes
         # with several backwards in a step (accumulation, two losses) the largest holds
         total = saved.total() + copies.total()
         if total > self._saved_total:
             self._saved_total, self.saved, self.weight_copies = total, saved, copies
 
+    def end(self) -> None:
+        """The step is over: the timeline gets what is alive now, and the allocator is asked for its peak."""
+        self._close()
+        self._now = self._stretch(OUTSIDE, self._now.phase)
+        self._close()
+        self.allocator_peak = self._allocator.peak()
 
-_TO_COPY = torch.ops.aten._to_copy.default
-_ONES_LIKE = torch.ops.aten.ones_like.default
+    def _follow(self, tensor: torch.Tensor, kind: int, call: int, phase: Phase) -> int:
+        """The bytes of what was not known yet behind a tensor."""
+        added = 0
+        for storage in _storages(tensor):
+            key = storage._cdata
+            if key in self._alive:
+                continue
+            alive = self._alive[key] = _Alive(storage, self._free)
+            alive.key, alive.kind, alive.call, alive.phase = key, kind, call, phase
+            alive.bytes = size = storage.nbytes()
+            self._time += 1
+            alive.since = self._time
+            added += size
+            alive.here = tensor.is_cpu if self._device == "cpu" else tensor.device.type == self._device
+            if alive.here:
+                self._live += size
+                self._kinds[kind] += size
+        return added
+
+    def _free(self, alive: _Alive) -> None:
+        if self._alive.get(alive.key) is alive:
+            del self._alive[alive.key]
+            if alive.here:
+                self._live -= alive.bytes
+                self._kinds[alive.kind] -= alive.bytes
+
+    def _made(self, tensor: torch.Tensor, kind: int) -> list[_Alive]:
+        """The storages behind a tensor, those of one kind."""
+        found = [self._alive.get(storage._cdata) for storage in _storages(tensor)]
+        return [alive for alive in found if alive is not None and alive.kind == kind]
+
+    def _turn(self, alive: _Alive, kind: int) -> int:
+        """A storage turns out to be of another kind. Returns its bytes."""
+        if alive.here:
+            for kinds in (self._kinds, self._now.kinds) if alive.since <= self._now.time else (self._kinds,):
+                kinds[alive.kind] -= alive.bytes
+                kinds[kind] += alive.bytes
+        alive.kind = kind
+        return alive.bytes
+
+    def _measure(self, found: Iterable[_Alive]) -> None:
+        """Storages may have another size than they had."""
+        for alive in found:
+            storage = alive()
+            if storage is not None and storage.nbytes() != alive.bytes:
+                change = storage.nbytes() - alive.bytes
+                alive.bytes += change
+                if alive.here:
+                    self._live += change
+                    self._kinds[alive.kind] += change
+
+    def _stretch(self, call: int, phase: Phase) -> Stretch:
+        return Stretch(call, phase, self._live, self._kinds.copy(), self._time)
+
+    def _note(self, call: int, phase: Phase) -> None:
+        now = self._now
+        if now.call != call or now.phase != phase:
+            self._close()
+            if self._resizes:
+                self._measure(list(self._alive.values()))
+            self._now = self._stretch(call, phase)
+        elif self._live > now.high:
+            now.high, now.kinds, now.time = self._live, self._kinds.copy(), self._time
+
+    def _close(self) -> None:
+        """Keep the stretch that has ended, or merge it with its neighbour, so that there are never too many."""
+        if self.timeline and self.timeline[-1].merged < self._stride:
+            self.timeline[-1] = _merged(self.timeline[-1], self._now)
+        else:
+            self.timeline.append(self._now)
+        if len(self.timeline) > _MOST_STRETCHES:
+            pairs = iter(self.timeline[:-1])
+            self.timeline = [*[_merged(a, b) for a, b in zip(pairs, pairs, strict=True)], self.timeline[-1]]
+            self._stride *= 2
 
 
-def _makes_storage(func: Any) -> bool:
+def _merged(first: Stretch, second: Stretch) -> Stretch:
+    larger = second if second.high > first.high else first
+    larger.merged = first.merged + second.merged
+    return larger
+
+
+class Allocator:
+    """What the allocator of the one accelerator that holds the parameters says: its peak during the step."""
+
+    def __init__(self, structure: Structure) -> None:
+        devices = {p.device for p in structure.parameters()}
+        self._device = devices.pop() if len(devices) == 1 and {d.type for d in devices} == {"cuda"} else None
+        self._before = self._stats()
+
+    def peak(self) -> int | None:
+        """Bytes, rounded as the allocator rounds; None without one, or when the peak was before the step.
+
+        The peak is not reset as the step begins, because the training may ask for it too.
+        """
+        after = self._stats()
+        return after if after is not None and self._before is not None and after > self._before else None
+
+    def _stats(self) -> int | None:
+        return None if self._device is None else int(torch.cuda.max_memory_allocated(self._device))
+
+
+_MAKES = {
+    torch.ops.aten.ones_like.default: Makes.ONES,
+    torch.ops.aten._to_copy.default: Makes.COPY,
+    torch.ops.aten.detach.default: Makes.ALIAS,
+    torch.ops.aten.resize_.default: Makes.RESIZED,
+}
+
+
+def makes(func: Any) -> Makes:
+    """What an operation does to storages, by its schema."""
     schema = getattr(func, "_schema", None)
-    return schema is None or any(returned.alias_info is None for returned in schema.returns)
+    new = schema is None or any(returned.alias_info is None for returned in schema.returns)
+    return _MAKES.get(func, Makes.NEW if new else Makes.NOTHING)
 
 
-def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
     """The storages behind a tensor: one, or those of the parts of a sparse, nested or sharded one."""
+    if type(tensor) in _PLAIN:
+        try:
+            return (tensor.untyped_storage(),)
+        except NotImplementedError:  # sparse or opaque, or within torch.func a wrapper around the tensor
+            pass
     local = getattr(tensor, "_local_tensor", None)
     if isinstance(local, torch.Tensor):
         return _storages(local)
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return _storages(torch._C._functorch.get_unwrapped(tensor))
+    parts: tuple[torch.Tensor, ...] = ()  # opaque (mkldnn) memory has no storage to follow
     if tensor.layout is torch.strided:
-        try:
-            return [tensor.untyped_storage()]
-        except NotImplementedError:  # within torch.func, a wrapper around the tensor
-            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            return _storages(torch._C._functorch.get_unwrapped(tensor)) if wrapped else []
-    if tensor.layout is torch.sparse_coo:
-        return [tensor._indices().untyped_storage(), tensor._values().untyped_storage()]
-    if tensor.layout is torch.jagged:
-        return [tensor._values.untyped_storage(), tensor._offsets.untyped_storage()]  # type: ignore[attr-defined]
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = (tensor,)
+    elif tensor.layout is torch.sparse_coo:
+        parts = (tensor._indices(), tensor._values())
+    elif tensor.layout is torch.jagged:
+        parts = (tensor._values, tensor._offsets)  # type: ignore[assignment,attr-defined]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
-        return [part.untyped_storage() for part in parts]
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         parts = (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    try:
         return [part.untyped_storage() for part in parts]
-    return []  # opaque (mkldnn) memory has no storage to follow
+    except NotImplementedError:  # a subclass that keeps its values elsewhere
+        return []
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from summarycb.tree import BufferSpec, ParameterSpec
+from summarycb.specs import BufferSpec, ParameterSpec
 
 # A wrapper's type name -> the attribute that holds the user's module. The wrapper and what it wraps are one row, at the
 # wrapper's path, so that a path is what it would be without it.
