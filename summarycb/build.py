@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -136,10 +137,14 @@ def _work(records: Records) -> tuple[Work, list[tuple[CallGroup, ...]] | None]:
         key = (id(call.inputs), id(call.outputs), own[number], total[number])
         rows[call.slot].setdefault(key, []).append(number)
 
+    @cache
+    def work(amounts: _Amounts, count: int) -> Work:
+        return Work(*[n and n * count for n in amounts])
+
     def group(numbers: list[int]) -> CallGroup:
-        call, count = calls.made[numbers[0]], len(numbers)
-        works = [Work(*[n and n * count for n in amounts[numbers[0]]]) for amounts in (own, total)]
-        return CallGroup(count, call.inputs, call.outputs, *works)
+        first, count = numbers[0], len(numbers)
+        call = calls.made[first]
+        return CallGroup(count, call.inputs, call.outputs, work(own[first], count), work(total[first], count))
 
     return Work(*own[OUTSIDE]), [_bounded([group(numbers) for numbers in row.values()]) for row in rows]
 
@@ -224,12 +229,13 @@ def _moment(records: Records, stretch: Stretch) -> Moment:
 
 
 def _environment(records: Records, context: dict[str, Any]) -> Environment:
+    parameters = list(records.structure.parameters())
     return Environment(
         summarycb=summarycb.__version__,
         torch=str(torch.__version__),
         training=records.training,
-        device=_listed(str(p.device) for p in records.structure.parameters()),
-        precision=records.precision or _listed(dtype_name(p.dtype) for p in records.structure.parameters()),
+        device=_listed(map(str, {p.device for p in parameters})),
+        precision=records.precision or _listed(map(dtype_name, {p.dtype for p in parameters})),
         optimizer=_listed(records.optimizers),
         **context,
     )

@@ -28,6 +28,7 @@ from summarycb.collect.mode import Mode
 from summarycb.collect.modules import walk
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
+from summarycb.garbage import collection_paused
 from summarycb.trackers import warn
 from summarycb.tree import ModelSummary
 
@@ -70,6 +71,7 @@ class Observation:
         self._model: nn.Module | None = check_model(model)
         self._optimizers = check_optimizers(optimizer)
         self._stepped: set[int] = set()
+        self._owned: set[int] = set()
         self._context = context
         self._failures: dict[str, str] = {}
         self._records: Records | None = None
@@ -95,13 +97,13 @@ class Observation:
         """Between :meth:`start` and :meth:`stop`."""
         return self._exit is not None
 
+    @collection_paused()
     def start(self, on_step: Callable[[], None] | None = None) -> None:
         """Begin to observe; ``on_step`` is called when an optimizer that owns a parameter of the model has stepped."""
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
         self._exit = contextlib.ExitStack()
-        self._owned = {id(parameter) for parameter in self._model.parameters()}
         # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
         # holds of it goes too; so neither the mode nor the optimizer hooks, nor this, may keep it alive
         self._dropped = weakref.finalize(self, self._exit.close)
@@ -140,6 +142,7 @@ class Observation:
         self._exit.close()
         self._forget()
 
+    @collection_paused()
     def stop(self, error: BaseException | None = None) -> ModelSummary:
         """Take everything off and build the summary; ``error`` is what the step raised. Never raises."""
         assert self._exit is not None, "start() comes first"
@@ -178,7 +181,7 @@ class Observation:
             self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
         if self.backward_seen and self._idle():
             self.note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
-        if walk(self._model).slot_of.keys() != records.structure.slot_of.keys():
+        if records.structure.changed():
             records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
 
     def _idle(self) -> list[torch.optim.Optimizer]:
@@ -218,7 +221,7 @@ class Observation:
             # begun amid the user's code: that mode may be left before the step ends, and would then pop ours
             self._forward_only = True
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
-        self._mode.enter_context(Mode(weakref.WeakMethod(self._op)))
+        self._mode.enter_context(Mode(weakref.ref(self)))
 
     def _hook(self, module: nn.Module, before: Hook, after: Hook) -> None:
         try:
@@ -270,7 +273,8 @@ class Observation:
             except Exception as error:
                 self._drop_all("module calls", error)
 
-    def _op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """An operation has run."""
         records = self._records
         if records is None or records.calls is None:
             return
@@ -347,6 +351,8 @@ class Observation:
             self._on_step()
 
     def _owns(self, optimizer: torch.optim.Optimizer) -> bool:
+        if not self._owned and self._model is not None:
+            self._owned = {id(parameter) for parameter in self._model.parameters()}
         return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
 
     def _measure_tensors(self, records: Records) -> None:

@@ -14,20 +14,22 @@ import typing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from summarycb import specs, tree
 from summarycb.errors import SummaryError
+from summarycb.garbage import collection_paused
 from summarycb.specs import Nested, Opaque, Spec, TensorSpec
-from summarycb.tree import MAX_INT, ModelSummary, ModuleSummary
+from summarycb.tree import MAX_INT, ModelSummary, ModuleSummary, Work
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
 """The largest file that is read. 10,000 modules take about 10 MiB."""
 
 
+@collection_paused()
 def dumps(summary: ModelSummary) -> str:
     """The summary as JSON text."""
     document = {"schema_version": SCHEMA_VERSION, **_encode_fields(summary, skip="root")}
@@ -35,6 +37,7 @@ def dumps(summary: ModelSummary) -> str:
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+@collection_paused()
 def loads(text: str, source: str = "the text") -> ModelSummary:
     """The summary that :func:`dumps` wrote. Raises :class:`SummaryError`, naming ``source``, for anything else."""
     try:
@@ -145,20 +148,31 @@ def _unflatten(rows: object) -> ModuleSummary:
     return typing.cast(ModuleSummary, module)
 
 
+@cache
+def _names(kind: type, skip: str) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if f.init and f.name != skip)
+
+
 def _encode_fields(value: Any, skip: str = "") -> dict[str, Any]:
-    return {f.name: _encode(getattr(value, f.name)) for f in fields(value) if f.init and f.name != skip}
+    return {name: _encode(getattr(value, name)) for name in _names(type(value), skip)}  # type: ignore[arg-type]  # a type is hashable
+
+
+_encode_often = lru_cache(maxsize=1024)(_encode_fields)
+_OFTEN = {TensorSpec, Work}
+_AS_IT_IS = {type(None), str, int, bool}
 
 
 def _encode(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int)):
+    kind = type(value)
+    if kind in _AS_IT_IS:
         return value
-    if isinstance(value, tuple):
+    if kind is tuple:
         return [_encode(item) for item in value]
-    if isinstance(value, Nested):
+    if kind is Nested:
         return {"type": value.type_name, "items": [[name, _encode(item)] for name, item in value.items_]}
-    if isinstance(value, Opaque):
+    if kind is Opaque:
         return {"type": value.type_name}
-    return _encode_fields(value)
+    return _encode_often(value) if kind in _OFTEN else _encode_fields(value)
 
 
 def _decode_spec(value: Any, where: str) -> Spec:

@@ -122,14 +122,18 @@ class ModuleSummary:
     total: Amounts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        own = total = Amounts(*self._sizes(), *self._work())
+        if self.children:
+            total = Amounts(*[add(*terms) for terms in zip(own, *[c.total for c in self.children], strict=True)])
+        object.__setattr__(self, "own", own)
+        object.__setattr__(self, "total", total)
+
+    def _sizes(self) -> Sequence[int | None]:
         owned = [p for p in self.parameters if p.shared_with is None]
         held = [b for b in self.buffers if b.shared_with is None]
-        if self.call_groups is None and self.shared_with is None:
-            work: tuple[int | None, ...] = (None,) * len(WORK)
-        else:
-            groups = self.call_groups or ()
-            work = tuple([add(*[getattr(group.own, name) for group in groups]) for name in WORK])
-        own = Amounts(
+        if not owned and not held:
+            return (0,) * (len(Amounts._fields) - len(WORK))
+        return (
             add(*[p.numel for p in owned]),
             add(*[p.numel for p in owned if p.trainable]),
             add(*[b.numel for b in held]),
@@ -139,13 +143,12 @@ class ModuleSummary:
             add(*[p.local_bytes for p in owned]),
             add(*[p.gradient for p in owned]),
             add(*[p.optimizer_state for p in owned]),
-            *work,
         )
-        total = own
-        if self.children:
-            total = Amounts(*[add(*terms) for terms in zip(own, *[c.total for c in self.children], strict=True)])
-        object.__setattr__(self, "own", own)
-        object.__setattr__(self, "total", total)
+
+    def _work(self) -> Sequence[int | None]:
+        if self.call_groups is None and self.shared_with is None:
+            return (None,) * len(WORK)
+        return [add(*[getattr(group.own, name) for group in self.call_groups or ()]) for name in WORK]
 
     @property
     def calls(self) -> int | None:

@@ -12,6 +12,7 @@ from typing import Literal
 from summarycb import units
 from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
+from summarycb.garbage import collection_paused
 from summarycb.specs import spec_text
 from summarycb.tree import KINDS, Memory, ModelSummary, ModuleSummary, flops, outside_row
 
@@ -70,6 +71,7 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(columns)
 
 
+@collection_paused()
 def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> View:
     """The rows down to ``depth`` levels below the root, each with its whole subtree's figures, and the outside row."""
     depth = check_depth(depth)

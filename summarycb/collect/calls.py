@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import FrameType
 
 import torch
@@ -232,6 +233,11 @@ def _python_depth() -> int:
     return depth
 
 
+@lru_cache(maxsize=4096)
+def _tensor_spec(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> TensorSpec:
+    return TensorSpec(tuple(map(int, shape)), dtype_name(dtype), str(device))
+
+
 def describe_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Spec:
     """A tuple when all arguments are positional, else a mapping by position and keyword."""
     if not kwargs:
@@ -250,7 +256,7 @@ def describe(value: object, nesting: int = 0) -> Spec:
             if value.is_nested:  # its ragged size is no number, that of its parts is
                 parts = {"values": value._values, "offsets": value._offsets}  # type: ignore[attr-defined]
                 return _nested(kind.__name__, parts.items(), nesting)
-            return TensorSpec(tuple(map(int, value.shape)), dtype_name(value.dtype), str(value.device))
+            return _tensor_spec(value.shape, value.dtype, value.device)
         except Exception:  # a subclass without a shape, a nested one without parts
             return Opaque(kind.__name__)
     if nesting >= _MAX_NESTING:

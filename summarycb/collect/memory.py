@@ -88,11 +88,12 @@ class Memory:
         self.weight_copies: Counter[int] | None = None
         self._saved_total = -1
         self.batch: int | None = 0
-        self._device = next((p.device.type for p in structure.parameters()), "cpu")
+        parameters = list(structure.parameters())
+        self._device = parameters[0].device.type if parameters else "cpu"
         # sharded parameters are gathered into storages that are emptied and filled without an operation
-        self._resizes = any(hasattr(p, "_local_tensor") for p in structure.parameters())
-        self._allocator = Allocator(structure)
-        for parameter in structure.parameters():
+        self._resizes = any(hasattr(p, "_local_tensor") for p in parameters)
+        self._allocator = Allocator(parameters)
+        for parameter in parameters:
             if not torch.nn.parameter.is_lazy(parameter):
                 self._follow(parameter, _PARAMETERS, OUTSIDE, FORWARD)
                 if parameter.grad is not None:
@@ -274,8 +275,8 @@ def _merged(first: Stretch, second: Stretch) -> Stretch:
 class Allocator:
     """What the allocator of the one accelerator that holds the parameters says: its peak during the step."""
 
-    def __init__(self, structure: Structure) -> None:
-        devices = {p.device for p in structure.parameters()}
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+        devices = {p.device for p in parameters}
         self._device = devices.pop() if len(devices) == 1 and {d.type for d in devices} == {"cuda"} else None
         self._before = self._stats()
 

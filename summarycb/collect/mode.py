@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
@@ -13,17 +12,21 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-See: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+class Observer(Protocol):
+    """Sees operations."""
+
+    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None: ...  # noqa: D102
 
 
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Calls every operation once, as it is, and then shows it to a method whose object it does not keep alive."""
+    """Calls every operation once, as it is, and then shows it to an observer that it does not keep alive."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, see: weakref.WeakMethod[See]) -> None:
+    def __init__(self, observer: weakref.ref[Observer]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._see = see
+        self._observer = observer
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -35,9 +38,9 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        see = self._see()
-        if see is not None:
-            see(func, args, kwargs, out)
+        observer = self._observer()
+        if observer is not None:
+            observer.saw(func, args, kwargs, out)
         return out
 
     def __exit__(self, *exc_info: Any) -> None:

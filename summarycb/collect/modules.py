@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import nn
@@ -45,12 +46,18 @@ class Structure:
 
     nodes: list[Node] = field(default_factory=list)
     slot_of: dict[int, int] = field(default_factory=dict)
+    children: int = 0
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module object once, wrappers too."""
         for node in self.nodes:
             if node.alias_of is None:
                 yield from node.modules
+
+    def changed(self) -> bool:
+        """Whether modules were added or taken away since."""
+        children = [child for module in self.modules() for child in module._modules.values() if child is not None]
+        return len(children) != self.children or any(id(child) not in self.slot_of for child in children)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """Every parameter, as often as a module holds it."""
@@ -82,6 +89,7 @@ def walk(model: nn.Module) -> Structure:
             for child_name, child in reversed(chain[-1]._modules.items())
             if child is not None
         )
+    structure.children = sum(child is not None for m in structure.modules() for child in m._modules.values())
     return structure
 
 
@@ -165,7 +173,10 @@ def _parameter(
 
 def _where(tensor: torch.Tensor) -> tuple[tuple[int, ...] | None, str, str]:
     shape = None if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
-    return shape, dtype_name(tensor.dtype), str(tensor.device)
+    return shape, dtype_name(tensor.dtype), _device_name(tensor.device)
+
+
+_device_name = cache(str)
 
 
 def _bytes(tensor: torch.Tensor) -> int | None:
@@ -177,6 +188,7 @@ def _local_shape(tensor: torch.Tensor) -> tuple[int, ...] | None:
     return tuple(local.shape) if isinstance(local, torch.Tensor) else None
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """``"float32"`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
@@ -184,10 +196,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def type_name(module: nn.Module) -> str:
     """The class name; the user's own where FSDP2 or a parametrization has made a class for this one module."""
-    kind = type(module)
-    if "FSDPModule" in {base.__name__ for base in kind.__mro__[1:]} or "parametrizations" in module._modules:
-        return next(base.__name__ for base in kind.__mro__[1:] if base.__name__ != "FSDPModule")
-    return kind.__name__
+    own, *bases = [kind.__name__ for kind in type(module).__mro__]
+    if "FSDPModule" in bases or "parametrizations" in module._modules:
+        return next(name for name in bases if name != "FSDPModule")
+    return own
 
 
 def config(module: nn.Module) -> str:

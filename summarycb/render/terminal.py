@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from summarycb.errors import SummaryError
+from summarycb.garbage import collection_paused
 from summarycb.tree import ModelSummary
 from summarycb.view import Row, View, select
 
@@ -66,6 +67,7 @@ def encodable(text: str, encoding: str | None) -> str:
     return text
 
 
+@collection_paused()
 def render(view: View, width: int) -> list[Text]:
     """The view's lines, none wider than ``width``."""
     console = Console(file=io.StringIO(), width=width)  # Text.wrap asks for one
