@@ -18,6 +18,7 @@ from summarycb.collect.calls import (
     OPTIMIZER,
     OUTSIDE,
     RECOMPUTE,
+    UNPLACED,
     Calls,
 )
 from summarycb.collect.flops import Flops
@@ -169,6 +170,9 @@ def _own_work(records: Records) -> list[_Amounts]:
         for call, phase, _ in flops.unknown:
             if phase in columns:
                 own[max(call, OUTSIDE)][columns[phase]] = None
+        if (UNPLACED, BACKWARD) in flops.macs:
+            for amounts in own:
+                amounts[columns[BACKWARD]] = amounts[columns[RECOMPUTE]] = None
     for column, found_bytes in enumerate((memory.saved, memory.weight_copies) if memory is not None else (), 3):
         for call, size in (found_bytes or {}).items():
             own[max(call, OUTSIDE)][column] = size
@@ -260,6 +264,10 @@ def _unknown_notes(records: Records) -> list[Note]:
         where = f"{nodes[slot].path or 'the root'}" if slot != OUTSIDE else "outside any module"
         by_op[op].add(f"{phase} of {where}")
     notes = []
+    if (UNPLACED, BACKWARD) in records.flops.macs:
+        total = sum(macs for (_, phase), macs in records.flops.macs.items() if phase == BACKWARD)
+        text = f"the graph is too deep to ask each node whose it is; all of its backward together had {total:,} MACs"
+        notes.append(Note("deep graph", text))
     for op, places in sorted(by_op.items()):
         listed = sorted(places)
         rest = f" and {len(listed) - 4} more places" if len(listed) > 4 else ""

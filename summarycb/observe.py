@@ -77,6 +77,7 @@ class Observation:
         self._records: Records | None = None
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = NO_TASK
+        self._distributed = False
         self._handles: list[RemovableHandle] = []
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
@@ -273,7 +274,7 @@ class Observation:
             except Exception as error:
                 self._drop_all("module calls", error)
 
-    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def saw(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """An operation has run."""
         records = self._records
         if records is None or records.calls is None:
@@ -290,12 +291,15 @@ class Observation:
         if formula is None and made is Makes.NOTHING:
             return
         try:
-            place = records.calls.where(task)
+            place = records.calls.where(task, formula is not None)
         except Exception as error:
             records.flops = records.memory = None
             self._failed("MACs and memory", error)
             return
         if formula is not None and records.flops is not None:
+            if types and not self._distributed and any(kind.__name__ == "DTensor" for kind in types):
+                self._distributed = True
+                self.note("global", "products of DTensors count at their global size; this rank ran a part of them")
             try:
                 records.flops.op(formula, place, func, args, kwargs, out)
             except Exception as error:
@@ -323,6 +327,7 @@ class Observation:
         if records is not None and records.memory is not None and self._owns(optimizer):
             try:
                 records.memory.existed(iter_tensors(list(optimizer.state.values())))
+                records.memory.steps()
             except Exception as error:
                 self._drop_memory(error)
         if self._records is not None and self._records.calls is not None:

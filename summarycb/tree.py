@@ -255,9 +255,9 @@ def flops(macs: int | None) -> int | None:
 class Moment:
     """The bytes of tensors that were alive at once, by kind, while ``module`` ran in ``phase``.
 
-    ``module`` is None outside of modules, where an optimizer steps too. ``activations`` is what the forward, or its
-    recomputation, made, kept or not; ``temporaries`` what the backward and the optimizer made, unless it has become a
-    gradient or optimizer state.
+    ``module`` is None outside of modules, where an optimizer steps too, and deep in the backward of very many nodes.
+    ``activations`` is what the forward, or its recomputation, made, kept or not; ``temporaries`` what the
+    backward and the optimizer made, unless it has become a gradient or optimizer state.
     """
 
     phase: Phase

@@ -27,6 +27,8 @@ OUTSIDE = -1
 """The row, and the call, of what ran outside of modules."""
 ACCUMULATION = -2
 """The call of the nodes that add a gradient to a leaf's: outside of modules, too."""
+UNPLACED = -3
+"""The call of what ran in the backward of a graph that is too deep to ask each node whose it is."""
 FORWARD: Phase = "forward"
 BACKWARD: Phase = "backward"
 RECOMPUTE: Phase = "recompute"
@@ -34,6 +36,7 @@ OPTIMIZER: Phase = "optimizer"
 NO_TASK = -1
 _ACCUMULATE_GRAD = 2**63
 """Nodes that only accumulate into a leaf carry the largest sequence number, above every one given to a call."""
+_ENOUGH_STACK = 8 * 2**20
 _REENTRANT = CheckpointFunction.backward.__code__
 _MAX_NESTING = 8
 _MAX_ITEMS = 64
@@ -103,6 +106,8 @@ class Calls:
         self.other_threads = False
         self.differentiated = False
         self._outermost = 0
+        self._node = -1
+        self._asked = 0
         self._marks: dict[int, _Marks] = defaultdict(_Marks)
         self._marks[self._thread].add(OUTSIDE)
 
@@ -193,8 +198,11 @@ class Calls:
             cause = cause.__cause__ or cause.__context__
         return None
 
-    def where(self, task: int) -> tuple[int, Phase]:
-        """The call and the phase of the operation that is running now, in the autograd engine's ``task``."""
+    def where(self, task: int, product: bool) -> tuple[int, Phase]:
+        """The call and the phase of the operation that is running now, in the autograd engine's ``task``.
+
+        The last half of the nodes that may be asked is left for operations that are a ``product``.
+        """
         top = self._stack[-1] if self._stack else None
         if task == NO_TASK:
             if top is not None:
@@ -203,19 +211,40 @@ class Calls:
             return OUTSIDE, OPTIMIZER if self.in_optimizer and not torch.is_grad_enabled() else FORWARD
         if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
             return top.call, RECOMPUTE
-        call = self._owner_of(torch._C._current_autograd_node())
-        self.differentiated = self.differentiated or call >= 0
+        call = self._owner() if self._asked < (_MOST_NODES if product else _MOST_NODES // 2) else UNPLACED
+        self.differentiated = self.differentiated or call not in (OUTSIDE, ACCUMULATION)
         return call, BACKWARD
 
-    def _owner_of(self, node: torch.autograd.graph.Node | None) -> int:
+    def _owner(self) -> int:
+        node = torch._C._current_autograd_node()
         if node is None:
             return OUTSIDE
         number = node._sequence_nr()
         if number >= _ACCUMULATE_GRAD:
             return ACCUMULATION
+        if number != self._node:
+            self._node = number
+            self._asked += 1
         thread = threading.get_ident()
         # the engine runs an accelerator's nodes in a thread of its own, whose numbers a reentrant checkpoint's are
         return self._marks[thread if thread != self._thread and _in_reentrant() else self._thread].at(number)
+
+
+def _most_nodes() -> int:
+    """How many nodes of a graph may be asked whose they are.
+
+    Each gets a Python object for as long as it lives, and torch 2.13 frees a chain of such nodes by recursion, of some
+    200 bytes of stack each: a chain of 40,000 ends the process (8 MiB). So there is a kibibyte of stack for each.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, where Python's own has 2 MB
+        return 2**20 // 2**10
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return (_ENOUGH_STACK if limit == resource.RLIM_INFINITY else min(limit, _ENOUGH_STACK)) // 2**10
+
+
+_MOST_NODES = _most_nodes()
 
 
 def _in_reentrant() -> bool:

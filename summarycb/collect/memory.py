@@ -20,6 +20,7 @@ from summarycb.collect.calls import (
     ACCUMULATION,
     FORWARD,
     NO_TASK,
+    OPTIMIZER,
     OUTSIDE,
     RECOMPUTE,
     graph_task,
@@ -42,6 +43,8 @@ class Makes(IntEnum):
     """New, and perhaps the first gradient of a backward."""
     COPY = auto()
     """New, and where it is made of a parameter, a copy of a weight."""
+    SUM = auto()
+    """New, and as a gradient is accumulated, the sum or a copy: the parameter's own."""
     ALIAS = auto()
     """None is made, but this is how a gradient becomes a parameter's."""
     RESIZED = auto()
@@ -131,11 +134,19 @@ class Memory:
             stretch.high += self._live - before
             stretch.kinds[_STATE] += self._live - before
 
+    def steps(self) -> None:
+        """An optimizer is about to step: what its parameters hold as gradients, put there by whatever, are these."""
+        for parameter in self._structure.parameters():
+            if parameter.grad is not None:
+                for alive in self._made(parameter.grad, _TEMPORARIES):
+                    self._turn(alive, _GRADIENTS)
+
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped: what it made and keeps is its state."""
         for tensor in iter_tensors(list(optimizer.state.values())):
             for alive in self._made(tensor, _TEMPORARIES):
                 self._turn(alive, _STATE)
+            self._follow(tensor, _STATE, OUTSIDE, OPTIMIZER)  # a counter, which no operation has made
 
     def op(self, makes: Makes, place: tuple[int, Phase], args: tuple[Any, ...], out: Any) -> None:
         """An operation that makes storages, or may, has run."""
@@ -147,7 +158,7 @@ class Memory:
             return
         if makes is Makes.RESIZED:
             self._measure([self._alive[s._cdata] for s in _storages(args[0]) if s._cdata in self._alive])
-        if call == ACCUMULATION:
+        if call == ACCUMULATION and makes is Makes.SUM:
             kind = _GRADIENTS
         elif phase in (FORWARD, RECOMPUTE):
             kind = _COPIES if makes is Makes.COPY and any(self._made(args[0], _PARAMETERS)) else _ACTIVATIONS
@@ -295,7 +306,10 @@ class Allocator:
 _MAKES = {
     torch.ops.aten.ones_like.default: Makes.ONES,
     torch.ops.aten._to_copy.default: Makes.COPY,
+    torch.ops.aten.add.Tensor: Makes.SUM,
+    torch.ops.aten.clone.default: Makes.SUM,
     torch.ops.aten.detach.default: Makes.ALIAS,
+    torch.ops.aten.lift_fresh.default: Makes.NEW,  # of torch.tensor, whose own making is not seen
     torch.ops.aten.resize_.default: Makes.RESIZED,
 }
 
@@ -346,10 +360,10 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def _own_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of distinct tensors; of one that is a view into a bucket that others share, its own part."""
-    distinct = {id(tensor): tensor for tensor in tensors}.values()
+    distinct = {id(tensor): getattr(tensor, "_local_tensor", tensor) for tensor in tensors}.values()
     return sum(
         min(storage_bytes([tensor]), tensor.numel() * tensor.element_size())
-        if tensor.layout is torch.strided and not hasattr(tensor, "_local_tensor")
+        if tensor.layout is torch.strided
         else storage_bytes([tensor])
         for tensor in distinct
     )

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import (
 class Observer(Protocol):
     """Sees operations."""
 
-    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None: ...  # noqa: D102
+    def saw(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None: ...  # noqa: D102
 
 
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
@@ -40,7 +40,7 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         out = func(*args, **kwargs)
         observer = self._observer()
         if observer is not None:
-            observer.saw(func, args, kwargs, out)
+            observer.saw(func, types, args, kwargs, out)
         return out
 
     def __exit__(self, *exc_info: Any) -> None:
