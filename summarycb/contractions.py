@@ -13,18 +13,20 @@ to:
 * Head sizes and group sizes are those the kernel is called with, also where PyTorch has padded them.
 * Only the gradients that run are counted. A fused kernel that computes all at once is counted in full, also where some
   of them are not needed: the backward of attention and of recurrent layers.
-* A sparse or nested tensor, and one with two values in an element (fp4), makes a count unknown: its shape does not
-  tell how many values it has. So do sequence lengths that are values of a tensor, unless the shapes leave only one
-  possibility.
+* A product of a sparse and a dense operand is one MAC for each stored value and each column of the dense one; stored
+  zeros and duplicates count. What a product of two sparse operands costs lies in where their values are: unknown.
+* Any other sparse tensor, a nested one, and one with two values in an element (fp4), makes a count unknown: its shape
+  does not tell how many values it has. So do sequence lengths that are values of a tensor, unless the shapes leave
+  only one possibility.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,41 @@ Formula = Callable[..., int | Count | None]
 """Called with the op's own arguments, every tensor (also in lists) replaced by its shape, and ``out=``, the shape(s)
 of what the op returned. An int is ``Count(int)``; ``None`` is unknown for these arguments."""
 
+
+class SparseShape(Shape):
+    """The shape of a sparse tensor (COO, CSR, CSC, BSR or BSC), and how many values it stores."""
+
+    nnz: int
+    """Stored values: explicit zeros, and the duplicates of an uncoalesced tensor, are some of them."""
+
+    def __new__(cls, sizes: Iterable[int], nnz: int) -> Self:  # noqa: D102  # the class says it
+        shape = super().__new__(cls, sizes)
+        shape.nnz = nnz
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class ForSparse:
+    """A formula that is written for sparse tensors too, and gets a :class:`SparseShape` for each."""
+
+    formula: Formula
+
+    def __call__(self, *shapes: Any, **named: Any) -> int | Count | None:  # noqa: D102  # a formula's own call
+        return self.formula(*shapes, **named)
+
+
 FORMULAS: dict[str, Formula] = {}
 """Qualified name of an op, or of one overload of it -> its formula."""
 
 _AnyFormula = TypeVar("_AnyFormula", bound=Formula)
 
 
-def counts(*names: str) -> Callable[[_AnyFormula], _AnyFormula]:
+def counts(*names: str, sparse: bool = False) -> Callable[[_AnyFormula], _AnyFormula]:
     """Put a formula into the table: for aten ops, unless a name says its namespace."""
 
     def add(formula: _AnyFormula) -> _AnyFormula:
-        FORMULAS.update({name if "::" in name else f"aten::{name}": formula for name in names})
+        entry = ForSparse(formula) if sparse else formula
+        FORMULAS.update({name if "::" in name else f"aten::{name}": entry for name in names})
         return formula
 
     return add
@@ -62,7 +88,7 @@ def counts(*names: str) -> Callable[[_AnyFormula], _AnyFormula]:
 # Matrix products
 
 
-@counts("mm", "bmm", "mv", "dot", "vdot", "inner", "matmul", "linalg_matmul", "linear", "mkldnn_linear", "_int_mm")
+@counts("dot", "vdot", "inner", "mkldnn_linear", "_int_mm")
 @counts("_scaled_mm", "_scaled_mm_v2", "_dyn_quant_matmul_4bit", "_mixed_dtypes_linear", "_weight_int8pack_mm")
 @counts("_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_weight_int4pack_mm_with_scales_and_zeros")
 @counts("fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "fbgemm_linear_int8_weight")
@@ -78,9 +104,53 @@ def _contract_last(a: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return prod(out) * a[-1] if a else 0
 
 
-@counts("addmm", "_addmm_activation", "baddbmm", "addmv")
+@counts("_addmm_activation", "baddbmm")
 def _add_contract_last(_bias: Shape, a: Shape, *_: Any, out: Shape, **__: Any) -> int:
     return prod(out) * a[-1]
+
+
+# These take sparse operands, too.
+
+
+@counts("mm", "bmm", "mv", "matmul", "linalg_matmul", sparse=True)
+def _product(a: Shape, b: Shape, *_: Any, out: Shape, **__: Any) -> int | None:
+    if isinstance(a, SparseShape):
+        # Every stored value meets each column of the other operand: of a vector there is one.
+        return None if isinstance(b, SparseShape) or len(b) not in (1, len(a)) else a.nnz * prod(b[len(a) - 1 :])
+    if isinstance(b, SparseShape):
+        return prod(a[:-1]) * b.nnz if len(b) == 2 else None
+    return _contract_last(a, out=out)
+
+
+@counts("addmm", "addmv", "_sparse_addmm", sparse=True)
+def _add_product(bias: Shape, a: Shape, b: Shape, *, out: Shape, **_: Any) -> int | None:
+    return None if isinstance(bias, SparseShape) else _product(a, b, out=out)
+
+
+@counts("linear", sparse=True)
+def _linear(x: Shape, weight: Shape, *_: Any, out: Shape, **__: Any) -> int | None:
+    if isinstance(x, SparseShape):
+        return None
+    return prod(x[:-1]) * weight.nnz if isinstance(weight, SparseShape) else _contract_last(x, out=out)
+
+
+@counts("_sparse_mm", "_sparse_mm_reduce_impl", sparse=True)
+def _sparse_mm(a: Shape, b: Shape, reduce: str = "sum", *, out: Any) -> int | None:
+    # A greatest or least product is picked: nothing is summed.
+    return _product(a, b, out=out) if reduce in ("sum", "mean") else 0
+
+
+@counts("_sparse_mm_reduce_impl_backward", sparse=True)
+def _sparse_mm_backward(
+    a: SparseShape, _grad: Shape, b: Shape, reduce: str, _picked: Shape, mask: Mask, **_: Any
+) -> int:
+    return sum(mask) * a.nnz * b[-1] if reduce in ("sum", "mean") else 0
+
+
+@counts("sparse_sampled_addmm", sparse=True)
+def _sampled_addmm(places: SparseShape, a: Shape, *_: Any, **__: Any) -> int:
+    # The product is computed only where the first operand stores a value.
+    return places.nnz * a[-1]
 
 
 @counts("addbmm")

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from summarycb.contractions import Count, Formula
+from summarycb.contractions import Count, Formula, ForSparse, Shape, SparseShape
 from summarycb.conventions import is_zero
 from summarycb.errors import SummaryError
 from summarycb.fused import FORMULAS
 
-__all__ = ["Count", "Formula", "Verdict", "classify", "count", "evaluate", "register_formula"]
+__all__ = ["Count", "Formula", "SparseShape", "Verdict", "classify", "count", "evaluate", "register_formula"]
 
 
 class Verdict(Enum):
@@ -52,10 +52,11 @@ def evaluate(formula: Formula, args: Sequence[Any], kwargs: Mapping[str, Any], o
 
     What a user's formula raises goes through; a result that is no count raises :class:`SummaryError`.
     """
+    sparse = isinstance(formula, ForSparse)
     try:
-        shapes = _shapes(args)
-        named = {name: _shapes(value) for name, value in kwargs.items()}
-        named["out"] = _shapes(out)
+        shapes = _shapes(args, sparse)
+        named = {name: _shapes(value, sparse) for name, value in kwargs.items()}
+        named["out"] = _shapes(out, sparse)
     except _NoShape:
         return None
     result = formula(*shapes, **named)
@@ -79,7 +80,7 @@ def count(func: object, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
     return evaluate(answer, args, kwargs, out)
 
 
-def register_formula(op: object) -> Callable[[_AnyFormula], _AnyFormula]:
+def register_formula(op: object, *, sparse: bool = False) -> Callable[[_AnyFormula], _AnyFormula]:
     """Say what an op computes, as a decorator: a custom op's own formula, or another one for an op that has one.
 
     ``op`` is ``torch.ops.mylib.my_op``, one overload of it, a ``torch.library.custom_op``, or the name
@@ -91,14 +92,23 @@ def register_formula(op: object) -> Callable[[_AnyFormula], _AnyFormula]:
             return math.prod(out) * x[-1]
 
     The backward of a custom op runs as whatever ops its registered autograd calls; one that is an op of its own is
-    registered under its own name. Raises :class:`SummaryError` for what names no op.
+    registered under its own name.
+
+    What gets a sparse tensor is unknown, unless ``sparse=True`` says that the formula is written for them: the shape of
+    a sparse tensor is then a :class:`SparseShape`, a tuple with ``nnz``, how many values are stored::
+
+        @summarycb.register_formula("mylib::spmm", sparse=True)
+        def spmm(adjacency, x, *, out):
+            return adjacency.nnz * x[-1]
+
+    Raises :class:`SummaryError` for what names no op.
     """
     key = _key(op)
 
     def register(formula: _AnyFormula) -> _AnyFormula:
         if not callable(formula):
             raise SummaryError(f"the formula of {key} must be a function of shapes, not {formula!r}")
-        _registered[key] = formula
+        _registered[key] = ForSparse(formula) if sparse else formula
         _answers.clear()
         return formula
 
@@ -144,16 +154,30 @@ class _NoShape(Exception):
 
 
 _DENSE = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]  # a layout that torch does not declare
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
-def _shapes(value: Any) -> Any:
+def _shapes(value: Any, sparse: bool) -> Any:
     if isinstance(value, torch.Tensor):
-        if value.layout not in _DENSE or value.is_nested or value.dtype is torch.float4_e2m1fn_x2:
-            raise _NoShape
-        shape = tuple(value.shape)
-        if not all(type(size) is int for size in shape):  # a symbolic size
-            raise _NoShape
-        return shape
+        return _shape(value, sparse)
     if isinstance(value, (list, tuple)):
-        return [_shapes(item) for item in value]
+        return [_shapes(item, sparse) for item in value]
     return value
+
+
+def _shape(tensor: torch.Tensor, sparse: bool) -> Shape:
+    if tensor.is_nested or tensor.dtype is torch.float4_e2m1fn_x2:
+        raise _NoShape
+    shape = tuple(tensor.shape)
+    if not all(type(size) is int for size in shape):  # a symbolic size
+        raise _NoShape
+    if tensor.layout in _DENSE:
+        return shape
+    # one that stands for a tensor, such as a fake one or one on meta, stores no values
+    if not sparse or type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
+        raise _NoShape
+    if tensor.layout is torch.sparse_coo:
+        return SparseShape(shape, tensor._values().numel())
+    if tensor.layout in _COMPRESSED:
+        return SparseShape(shape, tensor.values().numel())
+    raise _NoShape

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from summarycb import contractions, conventions, formulas, fused
 from summarycb.contractions import FORMULAS
 from summarycb.errors import SummaryError
-from summarycb.formulas import Count, Verdict, classify, count, evaluate, register_formula
+from summarycb.formulas import Count, SparseShape, Verdict, classify, count, evaluate, register_formula
 
 aten = torch.ops.aten
 
@@ -327,10 +327,48 @@ ZERO_BY_CONVENTION = [
     case("reductions", lambda: t(3, 4).var(0).amax() + t(3).norm() + t(3, 4).cumsum(0).logsumexp((0, 1)), 0),
 ]
 
-CASES = MATRIX_PRODUCTS + CONVOLUTIONS + ATTENTION + RECURRENT + ZERO_BY_CONVENTION
+
+def stored(layout: torch.layout = torch.sparse_coo, *, trained: bool = False) -> Tensor:
+    """6 values of 4 x 5."""
+    places = torch.tensor([[0, 0, 1, 2, 3, 3], [1, 4, 0, 2, 2, 3]])
+    return torch.sparse_coo_tensor(places, c(6), (4, 5)).coalesce().to_sparse(layout=layout).requires_grad_(trained)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")
+COO, CSR, CSC = torch.sparse_coo, torch.sparse_csr, torch.sparse_csc
+SPARSE = [
+    # the dense operand's gradient is a product with the transpose
+    case("sparse COO mm", lambda: torch.sparse.mm(stored(), t(5, 3)), 6 * 3, 6 * 3),
+    case("sparse CSR mm", lambda: torch.sparse.mm(stored(CSR), t(5, 3)), 6 * 3, 6 * 3),
+    case("sparse CSC @", lambda: stored(CSC) @ t(5, 3), 6 * 3, 6 * 3),
+    case("sparse mv", lambda: stored() @ t(5), 6, 6),
+    case("sparse addmm", lambda: torch.addmm(t(3), stored(), t(5, 3)), 6 * 3, 6 * 3),
+    case("sparse.addmm", lambda: torch.sparse.addmm(t(4, 3), stored(CSR), t(5, 3)), 6 * 3, 6 * 3),
+    case("sparse addmv", lambda: torch.addmv(t(4), stored(CSR), t(5)), 6, 6),
+    case("dense @ sparse", lambda: t(3, 4) @ stored(), 3 * 6, 3 * 6),
+    case("vector @ sparse", lambda: t(4) @ stored(), 6, 6),
+    case("sparse weight", lambda: F.linear(t(2, 3, 5), stored(CSR)), 2 * 3 * 6, 2 * 3 * 6),
+    case("sparse bmm", lambda: torch.bmm(torch.stack([stored(), stored()]), t(2, 5, 3)), 2 * 6 * 3, 2 * 6 * 3),
+    # both operands are dense, as they may be
+    case("sparse.mm of dense tensors", lambda: torch.sparse.mm(t(4, 5), t(5, 3)), 4 * 5 * 3, 2 * 4 * 5 * 3),
+    # the gradient of a trained one, 4 x 3 by 3 x 5: at its 6 places for CSR, else all of it
+    case("trained CSR", lambda: torch.sparse.mm(stored(CSR, trained=True), t(5, 3)), 6 * 3, 6 * 3 + 6 * 3),
+    case("trained COO", lambda: torch.sparse.mm(stored(trained=True), t(5, 3)), 6 * 3, 6 * 3 + 4 * 3 * 5),
+    case("trained, alone", lambda: torch.sparse.mm(stored(CSR, trained=True), c(5, 3)), 6 * 3, 6 * 3),
+    case("sparse mean", lambda: torch.sparse.mm(stored(CSR), t(5, 3), "mean"), 6 * 3, 6 * 3),
+    case("sparse maximum", lambda: torch.sparse.mm(stored(CSR), t(5, 3), "amax"), 0, 0),
+    # only the 6 values are computed, of 4 x 2 by 2 x 5; then two products of 6 values with 2 columns
+    case(
+        "sampled addmm",
+        lambda: torch.sparse.sampled_addmm(stored(CSR), t(4, 2), t(2, 5)).to_dense(),
+        6 * 2,
+        2 * 6 * 2,
+    ),
+]
+
+CASES = MATRIX_PRODUCTS + CONVOLUTIONS + ATTENTION + RECURRENT + ZERO_BY_CONVENTION + SPARSE
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:Sparse")
 @pytest.mark.parametrize(("run", "forward", "backward", "recompute"), CASES)
 def test_forward_and_backward(run: Callable[[], Any], forward: int, backward: int, recompute: int) -> None:
     with Seen() as ran_forward:
@@ -343,6 +381,7 @@ def test_forward_and_backward(run: Callable[[], Any], forward: int, backward: in
     assert ran_forward.unknown | ran_backward.unknown == set()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize(("run", "forward", "backward", "recompute"), CASES)
 def test_what_runs_undecomposed_counts_the_same(
     run: Callable[[], Any], forward: int, backward: int, recompute: int
@@ -640,13 +679,15 @@ def test_optimizer_steps_are_zero(optimizer: type[torch.optim.Optimizer], foreac
         pytest.param(lambda: torch.linalg.inv(torch.eye(3)), "aten.linalg_inv_ex.default", id="inverse"),
         pytest.param(lambda: torch.linalg.solve(torch.eye(3), c(3)), "aten._linalg_solve_ex.default", id="solve"),
         pytest.param(lambda: torch.linalg.cholesky(torch.eye(3)), "aten.linalg_cholesky_ex.default", id="cholesky"),
-        # a sparse operand: how many values it has is not in its shape, so the dense count would be a guess
+        # two sparse operands: which of their values meet lies in where they are
         pytest.param(
-            lambda: torch.sparse.mm(torch.eye(3).to_sparse(), c(3, 4)), "aten._sparse_addmm.default", id="sparse.mm"
+            lambda: torch.sparse.mm(stored(), stored().t()), "aten._sparse_sparse_matmul.default", id="sparse @ sparse"
         ),
+        pytest.param(lambda: torch.mm(stored(CSR), stored(CSR).t()), "aten.mm.default", id="CSR @ CSC"),
         pytest.param(
-            lambda: torch.mm(torch.eye(3).to_sparse(), c(3, 4)), "aten.mm.default", id="mm of a sparse tensor"
+            lambda: torch.addmm(c(4, 4), stored(CSR), stored(CSR).t()), "aten.addmm.default", id="CSR @ CSC, added"
         ),
+        pytest.param(lambda: torch.hspmm(stored(), c(5, 3)), "aten.hspmm.default", id="hspmm"),
         pytest.param(
             lambda: torch.nested.nested_tensor([c(2, 4), c(3, 4)]) @ torch.nested.nested_tensor([c(4, 5), c(4, 5)]),
             "aten.matmul.default",
@@ -660,6 +701,41 @@ def test_unknown(run: Callable[[], Any], op: str) -> None:
         run()
     assert op in ran.unknown
     assert ran.macs == 0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_every_stored_value_counts() -> None:
+    """Explicit zeros and duplicates too: what a sparse tensor stores is known without looking at it."""
+    twice = torch.sparse_coo_tensor(stored().indices().repeat(1, 2), c(12), (4, 5))
+    blocks = torch.eye(8).to_sparse_bsr((2, 4))  # the 4 that are on the diagonal
+    for sparse, values in [(stored() * 0, 6), (twice, 2 * 6), (blocks, 4 * 2 * 4)]:
+        rows, inner = sparse.shape
+        assert count(aten.mm.default, (sparse, c(inner, 3)), {}, c(rows, 3)) == Count(values * 3)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_formula_that_is_not_written_for_sparse_tensors_gets_none(library: Any) -> None:
+    sparse, dense = stored(), c(5, 3)
+    register_formula(library.product)(product)
+    assert count(library.product.default, (sparse, dense), {}, c(4, 3)) is None
+    assert count(aten._int_mm.default, (sparse, dense), {}, c(4, 3)) is None
+    assert count(aten.addmm.default, (sparse, c(4, 3), c(3, 5)), {}, sparse) is None
+
+    @register_formula(library.product, sparse=True)
+    def sparse_product(a: SparseShape, b: tuple[int, ...], *, out: tuple[int, ...]) -> int:
+        assert (a, a.nnz, b, out) == ((4, 5), 6, (5, 3), (4, 3))
+        return a.nnz * b[-1]
+
+    assert count(library.product.default, (sparse, dense), {}, c(4, 3)) == Count(6 * 3)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_sparse_tensor_without_values_makes_a_product_unknown() -> None:
+    """On meta, and as a fake one, it has lost them."""
+    assert count(aten.mm.default, (stored().to("meta"), meta(5, 3)), {}, meta(4, 3)) is None
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(stored())
+        assert count(aten.mm.default, (fake, meta(5, 3)), {}, meta(4, 3)) is None
 
 
 def test_two_values_in_an_element_make_a_product_unknown() -> None:
@@ -683,15 +759,15 @@ def words(text: str) -> set[str]:
 UNKNOWN_ATEN = words(
     """
     _backward _cholesky_solve_helper _compute_linear_combination _convolution_double_backward _cslt_compress
-    _cslt_sparse_mm _cslt_sparse_mm_search _fft_c2c _fft_c2r _fft_r2c _foobar _linalg_det _linalg_eigh _linalg_eigvals
-    _linalg_slogdet _linalg_solve_ex _linalg_svd _lu_with_info _sparse_addmm _sparse_mm _sparse_mm_reduce_impl
-    _sparse_mm_reduce_impl_backward _sparse_semi_structured_addmm _sparse_semi_structured_apply
-    _sparse_semi_structured_apply_dense _sparse_semi_structured_linear _sparse_semi_structured_mm
-    _sparse_semi_structured_tile _sparse_sparse_matmul _spsolve _test_ambiguous_defaults
+    _cslt_sparse_mm _cslt_sparse_mm_search _fft_c2c _fft_c2r _fft_r2c _foobar _linalg_det _linalg_eigh
+    _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd _lu_with_info _sparse_semi_structured_addmm
+    _sparse_semi_structured_apply _sparse_semi_structured_apply_dense _sparse_semi_structured_linear
+    _sparse_semi_structured_mm _sparse_semi_structured_tile _sparse_sparse_matmul _spsolve _test_ambiguous_defaults
     _test_autograd_multiple_dispatch _test_autograd_multiple_dispatch_view_copy _test_check_tensor
     _test_functorch_fallback _test_optional_filled_intlist _test_optional_floatlist _test_optional_intlist
     _test_parallel_materialize _test_serialization_subcmul _test_string_default _test_warn_in_autograd
-    _to_sparse_semi_structured chain_matmul cholesky cholesky_inverse cholesky_solve
+    _to_sparse_semi_structured
+    chain_matmul cholesky cholesky_inverse cholesky_solve
     corrcoef cov det fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ihfft
     fft_ihfft2 fft_ihfftn fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn geqrf get_gradients hspmm
     inverse istft linalg_cholesky linalg_cholesky_ex linalg_cond linalg_det linalg_eig linalg_eigh linalg_eigvals
@@ -701,7 +777,7 @@ UNKNOWN_ATEN = words(
     linalg_slogdet linalg_solve linalg_solve_ex linalg_solve_triangular linalg_svd linalg_svdvals linalg_tensorinv
     linalg_tensorsolve linalg_vecdot logdet lu_solve matrix_exp matrix_exp_backward matrix_power nuclear_norm orgqr
     ormqr pinverse qr quantized_gru quantized_gru_cell quantized_lstm quantized_lstm_cell quantized_rnn_relu_cell
-    quantized_rnn_tanh_cell slogdet smm sparse_sampled_addmm sspaddmm stft svd triangular_solve
+    quantized_rnn_tanh_cell slogdet smm sspaddmm stft svd triangular_solve
     """
 )
 
