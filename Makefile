@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := build/peers
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench peers clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -22,11 +23,22 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step.py
 
+peers: $(PEERS)/.installed
+	$(PEERS)/bin/python benchmarks/peers.py
+
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) $(PEERS) demo_output
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# An environment of their own: one of them needs an older setuptools.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "installing into $(PEERS): a few minutes the first time"
+	grep -v '^setuptools==' constraints.txt > $(PEERS)/constraints.txt
+	$(PEERS)/bin/python -m pip install -qq --constraint $(PEERS)/constraints.txt --editable '.[peers]'
 	touch $@
