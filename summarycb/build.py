@@ -66,7 +66,7 @@ class Records:
     def saw_call(self, module: nn.Module) -> None:
         """An outermost module is called: what only holds inside a step is read now, the first time."""
         if self.training is None:
-            self.training = module.training
+            self.training = getattr(module, "training", None)
             device = _device(self.structure)
             if device is not None and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 self.precision = f"{dtype_name(torch.get_autocast_dtype(device))} autocast"
@@ -271,7 +271,9 @@ def _unknown_notes(records: Records) -> list[Note]:
     for op, places in sorted(by_op.items()):
         listed = sorted(places)
         rest = f" and {len(listed) - 4} more places" if len(listed) > 4 else ""
-        notes.append(Note("unknown", f"{op} has no formula, so MACs are unknown in {', '.join(listed[:4])}{rest}"))
+        notes.append(
+            Note("unknown", f"{op} could not be counted, so MACs are unknown in {', '.join(listed[:4])}{rest}")
+        )
     return notes
 
 
@@ -286,10 +288,20 @@ def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
     calls = records.calls
     if calls is not None and not records.incomplete:
         called = {call.slot for call in calls.made}
+        nodes = records.structure.nodes
+        scripted = [isinstance(node.module, torch.jit.ScriptModule) for node in nodes]
+        outermost = [node.parent is None or not scripted[node.parent] for node in nodes]
+        notes += [
+            Note(
+                "scripted", f"calls within {node.path or 'a scripted model'} are not seen: it has their work", node.path
+            )
+            for slot, node in enumerate(nodes)
+            if scripted[slot] and outermost[slot] and slot in called
+        ]
         never = [
             node.path
-            for slot, (node, facts) in enumerate(zip(records.structure.nodes, held, strict=True))
-            if slot not in called and node.alias_of is None and facts.parameters and node.path
+            for slot, (node, facts) in enumerate(zip(nodes, held, strict=True))
+            if slot not in called and node.alias_of is None and facts.parameters and node.path and outermost[slot]
         ]
         if never:
             rest = f" and {len(never) - 4} more" if len(never) > 4 else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -16,8 +17,8 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils.hooks import RemovableHandle
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
@@ -25,7 +26,7 @@ from summarycb.collect.calls import NO_TASK, Calls, graph_task, iter_tensors
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import Mode
-from summarycb.collect.modules import walk
+from summarycb.collect.modules import Structure, walk
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
@@ -78,7 +79,6 @@ class Observation:
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = NO_TASK
         self._distributed = False
-        self._handles: list[RemovableHandle] = []
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
         self._forward_only = False
@@ -207,14 +207,12 @@ class Observation:
             records.memory = Memory(structure, self._optimizers)
         except Exception as error:
             self._failed("memory", error)
-        self._exit.callback(_remove, self._handles)
-        before, after = Hook(self.enter), Hook(self._leave)
-        for module in structure.modules():
-            self._hook(module, before, after)
+        self._exit.callback(_hook(weakref.ref(self), structure))
         if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
             # compiled graph no hook fires: the observed step alone runs eagerly. flex_attention compiles itself
             self._exit.enter_context(torch.compiler.set_stance("force_eager"))
+            self._exit.callback(_allow_hooks_of_the_process())
         self._mode = contextlib.ExitStack()
         self._exit.push(self._mode)
         theirs = [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, Mode)]
@@ -224,19 +222,10 @@ class Observation:
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
         self._mode.enter_context(Mode(weakref.ref(self)))
 
-    def _hook(self, module: nn.Module, before: Hook, after: Hook) -> None:
-        try:
-            self._handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
-        except RuntimeError:  # a scripted module may refuse hooks: its work is its parent's
-            assert self._records is not None
-            self._records.note("hooks", f"{type(module).__name__} takes no hooks: what it does counts for its parent")
-
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        """The forward of a module of the model begins."""
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The forward of a module of the process begins."""
         records = self._records
-        # without keyword arguments torch calls a hook that another hook has taken off in the same call
-        if records is None or records.calls is None or kwargs is None:
+        if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
         if self._on_step is not None and self._ended_without_an_optimizer(records.calls):
             self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
@@ -265,14 +254,17 @@ class Observation:
         model = self._model
         return model is not None and all(parameter.grad is None for parameter in model.parameters())
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-        if self._records is not None and self._records.calls is not None:
-            try:
-                self._records.calls.exit(module, output)
-                if self._forward_only and self._records.calls.depth == 0:
-                    self._mode.close()
-            except Exception as error:
-                self._drop_all("module calls", error)
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """The forward of a module of the process has returned, or raised."""
+        records = self._records
+        if records is None or records.calls is None or id(module) not in records.structure.slot_of:
+            return
+        try:
+            records.calls.exit(module, output)
+            if self._forward_only and records.calls.depth == 0:
+                self._mode.close()
+        except Exception as error:
+            self._drop_all("module calls", error)
 
     def saw(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """An operation has run."""
@@ -382,35 +374,60 @@ class Observation:
         self._failures.setdefault(f"{kind})", f"{kind}: {error})")
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
+def _hook(observation: weakref.ref[Observation], structure: Structure) -> Callable[[], None]:
+    """Hear of every module's call, by hooks of the process; returns what takes them off again.
+
+    Hooks on the modules themselves would change what runs: an encoder layer's fused kernel is for modules without any.
+    Where a module has forward hooks already, ours comes after them, because what they do is a part of the call.
+    """
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        alive = observation()
+        if alive is not None and not torch.compiler.is_compiling():
+            alive.enter(module, args, kwargs or {})
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        alive = observation()
+        if alive is not None and not torch.compiler.is_compiling():
+            alive.leave(module, output)
+
+    def after_any(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if id(module) not in have_some:
+            after(module, args, output)
+
+    hooked = [module for module in structure.modules() if module._forward_hooks]
+    have_some = {id(module) for module in hooked}
+    entering = register_module_forward_pre_hook(before)
+    handles = [entering, register_module_forward_hook(after_any, always_call=True)]
+    handles += [module.register_forward_hook(after, always_call=True) for module in hooked]
+    with_kwargs = [module._forward_pre_hooks_with_kwargs for module in structure.modules()]
+    for hooks in with_kwargs:  # a hook of the process has no such argument
+        hooks[entering.id] = True
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+        for hooks in with_kwargs:
+            hooks.pop(entering.id, None)
+
+    return remove
+
+
+def _allow_hooks_of_the_process() -> Callable[[], None]:
+    """A compiled module warns that it would fire them twice, which it may: it and what it wraps are one row."""
+    before = {id(entry) for entry in warnings.filters}
+    warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+    ours = [entry for entry in warnings.filters if id(entry) not in before]
+
+    def remove() -> None:
+        for entry in ours:
+            with contextlib.suppress(ValueError):  # the training has put its own filters in place since
+                warnings.filters.remove(entry)  # type: ignore[attr-defined]
+
+    return remove
 
 
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
-
-
-class Hook:
-    """A hook on a module; a copy or a pickle of the module carries one that does nothing."""
-
-    __name__ = "summarycb"  # torch.jit.script asks hooks for theirs
-
-    def __init__(self, see: Callable[..., None] | None = None) -> None:
-        self._see = see
-
-    def __call__(self, *args: Any) -> None:  # noqa: D102  # the class says it
-        if torch.compiler.is_compiling():  # traced into a graph, of which nothing will be seen as it runs
-            self.traced()
-        elif self._see is not None:
-            self._see(*args)
-
-    def traced(self) -> bool:
-        """Called as the compiler traces the module, not when the graph runs."""
-        return True
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
-        return Hook, ()
 
 
 def _place(records: Records, error: BaseException) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from summarycb.observe import Hook, Observation, check_model, check_optimizers
+from summarycb.observe import Observation, check_model, check_optimizers
 from summarycb.render.terminal import show
 from summarycb.trackers import Publisher, Report, check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
@@ -75,7 +75,12 @@ class Watch:
         self._handles: list[RemovableHandle] = []
         self._stance: AbstractContextManager[None] | None = None
         hook = _FirstForward(self)
+        # an encoder layer in eval mode has a fused kernel for when no module of it has a hook
+        encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        left_alone = {id(module) for layer in encoders if layer is not model for module in layer.modules()}
         for module in model.modules():
+            if id(module) in left_alone:
+                continue
             try:
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
             except RuntimeError:  # a scripted module may refuse hooks
@@ -156,21 +161,31 @@ class Watch:
             self._stance = None
 
 
-class _FirstForward(Hook):
-    """The hook on each module while nothing is observed."""
+class _FirstForward:
+    """The hook on each module while nothing is observed; a copy or a pickle of it does nothing."""
 
-    def __init__(self, watch: Watch) -> None:
-        super().__init__(watch._forward_begins)
+    __name__ = "summarycb"  # torch.jit.script asks hooks for theirs
+
+    def __init__(self, watch: Watch | None = None) -> None:
         self._watch = watch
+
+    def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():  # traced into a graph, of which nothing will be seen as it runs
+            self.traced()
+        elif self._watch is not None:
+            self._watch._forward_begins(*args)
 
     def traced(self) -> bool:
         """Run once as the compiler traces the call, and nothing of it becomes part of the graph."""
-        if torch.is_grad_enabled():
+        if self._watch is not None and torch.is_grad_enabled():
             self._watch._traced()
         return True
 
     # what torch.compiler.assume_constant_result sets, without the import of the compiler that it costs
     traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[type[_FirstForward], tuple[()]]:
+        return _FirstForward, ()
 
 
 def _is_rank_zero() -> bool:

@@ -21,10 +21,6 @@ from summarycb.tree import ModelSummary, add
 from tests.architectures import KEPT, NAMES, UNKNOWN, Batch, build
 from tests.trainings import everything
 
-FAULTS: dict[str, str] = {
-    "falcon": "what torch.tensor() and an index by a list make in the forward is not counted as saved",
-}
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _transformers_is_silent() -> Iterator[None]:
@@ -37,15 +33,7 @@ def _transformers_is_silent() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=FAULTS[name]))
-        if name in FAULTS
-        else name
-        for name in NAMES
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_of(name: str) -> None:
     """Nothing of the step changes, nothing of it is missed, and every figure is the one that was measured apart."""
     model, left = train(name)

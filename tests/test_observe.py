@@ -811,3 +811,78 @@ def test_flex_attention() -> None:
     with torch.no_grad():
         summary = observed(Attention(), torch.rand(1, 2, 8, 4))
     assert summary.forward_macs == 2 * (2 * 8 * 8 * 4)  # two heads, both products of 8 x 8 scores over 4 features
+
+
+class Functional(nn.Module):
+    """A checkpoint of a function that calls no module: two products of 3 x 4 x 4, after a layer of as many."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layer, self.weight, self.reentrant = nn.Linear(4, 4), nn.Parameter(torch.rand(4, 4)), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def products(y: torch.Tensor) -> torch.Tensor:
+            return (y @ self.weight).tanh() @ self.weight
+
+        return checkpoint(products, self.layer(x), use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_function_is_recomputed_where_it_was_called(reentrant: bool) -> None:
+    macs = 3 * 4 * 4
+    summary = observed(Functional(reentrant), torch.rand(3, 4), backward=True)
+    own = summary[""].own
+    assert (own.forward_macs, own.backward_macs) == (2 * macs, 2 * 2 * macs)
+    # what is not reentrant ends with the last tensor that is asked for: the second product's input
+    assert own.recompute_macs == (2 if reentrant else 1) * macs
+    assert (summary["layer"].own_forward_macs, summary["layer"].own_backward_macs) == (macs, macs)
+    assert summary.outside.backward_macs == 0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_backward_of_a_backward_is_of_the_modules(inside: bool) -> None:
+    """A gradient penalty, or the forces of an energy: W2 tanh(W1 x), and the square of its gradient by x."""
+
+    class Forces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return forces(self.net(x), x) if inside else self.net(x)
+
+    def forces(energy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        (found,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return found
+
+    model, x = Forces(), torch.rand(3, 4, requires_grad=True)
+    with summarycb.observe(model) as observation:
+        found = model(x) if inside else forces(model(x), x)
+        found.square().sum().backward()
+    summary = observation.summary
+    assert summary is not None
+    first, second = 3 * 4 * 5, 3 * 5 * 1
+    assert (summary.forward_macs, summary.outside.backward_macs, summary[""].own_backward_macs) == (
+        first + second,
+        0,
+        0,
+    )
+    # dx = dh W1, with dh = dy W2 * tanh'. Of dx: its gradients by dh and by W1, and by W2; of tanh', which is of W1 x:
+    # the gradient by h, and of it those by W1 and by x
+    assert summary["net.0"].own_backward_macs == first + 2 * first + 2 * first
+    assert summary["net.2"].own_backward_macs == second + second
+
+
+def test_a_frozen_scripted_module() -> None:
+    """It has not even a mode; what it computes is its own, for its modules' calls are not seen."""
+    scripted = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(4, 5)).eval()))
+    summary = observed(nn.Sequential(scripted, nn.Linear(5, 2)), torch.rand(3, 4), backward=True)
+    assert summary.incomplete == ()
+    assert (summary["0"].own_forward_macs, summary["0"].training) == (3 * 4 * 5, None)
+
+
+def test_a_scripted_module_says_that_its_calls_are_not_seen() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4)))
+    summary = observed(nn.Sequential(nn.Linear(4, 4), scripted), torch.rand(3, 4))
+    assert [note.text for note in summary.notes] == ["calls within 1 are not seen: it has their work"]
+    assert summary["1"].own_forward_macs == 2 * 3 * 4 * 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
@@ -210,3 +211,38 @@ def test_later_steps_see_no_mode() -> None:
     model.register_forward_hook(lambda *_: modes.append(torch._C._len_torch_dispatch_stack()))
     case.train(model, optimizer, steps=3)
     assert modes == [1, 0, 0]
+
+
+def test_a_fused_kernel_stays_one() -> None:
+    """An encoder layer that no gradient needs runs as one kernel when no module of it has a hook: its numbers differ."""
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), nn.Linear(16, 4))
+    frozen = model[0].eval().requires_grad_(False)
+    x = torch.randn(3, 7, 16)
+    mask = torch.arange(7)[None] >= torch.tensor([7, 5, 2])[:, None]
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            features = frozen(x, src_key_padding_mask=mask)
+        return model[1](features)
+
+    plain = run()
+    hook = summarycb.watch(model, verbose=False)
+    assert torch.equal(run(), plain)  # armed, and then observing
+    hook.close()
+    with summarycb.observe(model) as observation:
+        assert torch.equal(run(), plain)
+    assert observation.summary is not None
+    # projections of 16, attention over 7 keys, feed-forward of 32; the padding's places too
+    assert observation.summary["0"].own_forward_macs == 3 * 7 * (4 * 16 * 16 + 2 * 7 * 16 + 2 * 16 * 32)
+
+
+def test_a_compiled_module_does_not_warn_of_our_hooks() -> None:
+    model = torch.compile(nn.Linear(3, 2), backend="eager")
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with summarycb.observe(model) as observation:
+            model(torch.rand(4, 3)).sum().backward()
+    assert warnings.filters == before
+    assert observation.summary is not None
+    assert (observation.summary[""].calls, observation.summary.forward_macs) == (1, 4 * 3 * 2)

@@ -37,6 +37,7 @@ NO_TASK = -1
 _ACCUMULATE_GRAD = 2**63
 """Nodes that only accumulate into a leaf carry the largest sequence number, above every one given to a call."""
 _ENOUGH_STACK = 8 * 2**20
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
 _REENTRANT = CheckpointFunction.backward.__code__
 _MAX_NESTING = 8
 _MAX_ITEMS = 64
@@ -74,9 +75,13 @@ class _Marks:
 
     starts: list[int] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
+    seen: int = 0
 
-    def add(self, call: int) -> None:
-        start = _next_sequence_number()
+    def add(self, call: int, start: int | None = None) -> None:
+        """From ``start`` on, or from the next number, it is this call."""
+        self.seen = _next_sequence_number()
+        if start is None:
+            start = self.seen
         if self.starts and self.starts[-1] == start:
             self.calls[-1] = call
         elif not self.calls or self.calls[-1] != call:
@@ -205,15 +210,27 @@ class Calls:
         """
         top = self._stack[-1] if self._stack else None
         if task == NO_TASK:
+            call = OUTSIDE if top is None else top.call
+            marks = self._marks[self._thread]
+            if marks.calls[-1] == call:
+                marks.seen = _next_sequence_number()
+            else:  # a backward that ran in the midst of a call made nodes for others
+                marks.add(call, marks.seen)
             if top is not None:
-                return top.call, FORWARD
+                return call, FORWARD
             # a closure that a step calls runs with gradients on, the optimizer's own arithmetic with them off
             return OUTSIDE, OPTIMIZER if self.in_optimizer and not torch.is_grad_enabled() else FORWARD
         if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
             return top.call, RECOMPUTE
         call = self._owner() if self._asked < (_MOST_NODES if product else _MOST_NODES // 2) else UNPLACED
         self.differentiated = self.differentiated or call not in (OUTSIDE, ACCUMULATION)
-        return call, BACKWARD
+        if not torch.is_grad_enabled():
+            return call, BACKWARD
+        # what runs now makes nodes, which are its owner's: a function that a checkpoint runs again, or a backward that
+        # is to be differentiated. The node of this operation has its number already
+        marks = self._marks[threading.get_ident()]
+        marks.add(call, marks.seen)
+        return call, RECOMPUTE if _within_checkpoint() else BACKWARD
 
     def _owner(self) -> int:
         node = torch._C._current_autograd_node()
@@ -245,6 +262,15 @@ def _most_nodes() -> int:
 
 
 _MOST_NODES = _most_nodes()
+
+
+def _within_checkpoint() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _ENGINE:
+        if frame.f_code.co_filename == _REENTRANT.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _in_reentrant() -> bool:

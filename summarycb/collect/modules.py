@@ -106,7 +106,7 @@ class Held:
 
     type_name: str
     config: str
-    training: bool
+    training: bool | None
     parameters: tuple[ParameterSpec, ...]
     buffers: tuple[BufferSpec, ...]
 
@@ -141,7 +141,11 @@ def _held(node: Node, owners: dict[int, str], tensor_bytes: TensorBytes | None) 
                 size = _bytes(buffer)
                 buffers.append(BufferSpec(name, *_where(buffer), persistent, size, _local_shape(buffer), shared))
     return Held(
-        type_name(node.module), config(node.module), bool(node.module.training), tuple(parameters), tuple(buffers)
+        type_name(node.module),
+        config(node.module),
+        getattr(node.module, "training", None),
+        tuple(parameters),
+        tuple(buffers),
     )
 
 
