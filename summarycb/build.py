@@ -292,9 +292,7 @@ def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
         scripted = [isinstance(node.module, torch.jit.ScriptModule) for node in nodes]
         outermost = [node.parent is None or not scripted[node.parent] for node in nodes]
         notes += [
-            Note(
-                "scripted", f"calls within {node.path or 'a scripted model'} are not seen: it has their work", node.path
-            )
+            Note("scripted", f"calls within {node.path or 'the root'} are not seen: it has their work", node.path)
             for slot, node in enumerate(nodes)
             if scripted[slot] and outermost[slot] and slot in called
         ]

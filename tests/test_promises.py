@@ -214,7 +214,7 @@ def test_later_steps_see_no_mode() -> None:
 
 
 def test_a_fused_kernel_stays_one() -> None:
-    """An encoder layer that no gradient needs runs as one kernel when no module of it has a hook: its numbers differ."""
+    """An encoder layer without gradients is one kernel, of other numbers, as long as no module of it has a hook."""
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), nn.Linear(16, 4))
     frozen = model[0].eval().requires_grad_(False)
     x = torch.randn(3, 7, 16)
