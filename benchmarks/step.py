@@ -17,6 +17,7 @@ import platform
 import statistics
 import sys
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -237,9 +238,9 @@ def clock(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def tree_model(modules: int) -> nn.Module:
+def tree_model(modules: int, width: int = 4) -> nn.Module:
     """``modules`` modules in three levels, ten in each block."""
-    return nn.Sequential(*[nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)]) for _ in range(modules // 10)])
+    return nn.Sequential(*[nn.Sequential(*[nn.Linear(width, width) for _ in range(9)]) for _ in range(modules // 10)])
 
 
 LARGE_HEAD = ("modules", "forward", "observed forward", "structure", "text", "JSON", "read JSON", "adds+text+JSON")
@@ -276,6 +277,59 @@ def large_rows(repeats: int) -> list[list[str]]:
         growth = [f"x {b / a:.1f}" for a, b in zip(line, more, strict=True)]
         rows.append([f"{small:,} to {large:,}, x {large // small}", *growth])
     return rows
+
+
+class Ops(nn.Module):
+    """Tiny operations in one call."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = x * 1.5
+        return x
+
+
+class CallsOf(nn.Module):
+    """Calls of one module."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.inner, self.times = nn.Identity(), times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = self.inner(x)
+        return x
+
+
+HELD_HEAD = ("", *[f"{count:,}" for count in (100, 1_000, 10_000)])
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of Python's that an observation holds when a forward is over, before its summary is made."""
+    x = torch.ones(2)
+    with torch.no_grad():
+        summarycb.summarize(model, (x,))  # what is made once and stays
+        observation = summarycb.observe(model)
+        tracemalloc.start()
+        with observation:
+            model(x)
+            gc.collect()
+            size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return size
+
+
+def held_rows() -> list[list[str]]:
+    kinds = {"operations in one call": Ops, "calls of one module": CallsOf}
+    rows = [
+        [name, *[f"{held(kind(count)) / 1024:,.0f} KiB" for count in (100, 1_000, 10_000)]]
+        for name, kind in kinds.items()
+    ]
+    return [*rows, ["modules", *[f"{held(tree_model(count, 2)) / 1024:,.0f} KiB" for count in (100, 1_000, 10_000)]]]
 
 
 def machine() -> str:
@@ -343,6 +397,8 @@ def main() -> None:
     if not options.only:
         title = "Large models: one forward of nested Sequentials, the summary, its text (all rows) and JSON"
         tables.append((title, LARGE_HEAD, large_rows(min(repeats, 5))))
+        show(*tables[-1])
+        tables.append(("Memory that an observation holds, by how much it has seen", HELD_HEAD, held_rows()))
         show(*tables[-1])
     cores = os.cpu_count()
     noise = f"Load of the machine: {before} at the start, {load()} at the end; a quiet one ends near 1 to {cores}."

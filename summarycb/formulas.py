@@ -169,8 +169,9 @@ def _shape(tensor: torch.Tensor, sparse: bool) -> Shape:
     if tensor.is_nested or tensor.dtype is torch.float4_e2m1fn_x2:
         raise _NoShape
     shape = tuple(tensor.shape)
-    if not all(type(size) is int for size in shape):  # a symbolic size
-        raise _NoShape
+    for size in shape:
+        if type(size) is not int:  # a symbolic size
+            raise _NoShape
     if tensor.layout in _DENSE:
         return shape
     # one that stands for a tensor, such as a fake one or one on meta, stores no values

@@ -57,6 +57,7 @@ class Report:
             "memory_weight_copies_bytes": memory.weight_copies,
             "memory_batch_bytes": memory.batch,
             "memory_peak_bytes": memory.peak,
+            "memory_allocator_peak_bytes": memory.allocator_peak,
         }
         return {f"{PREFIX}/{name}": value for name, value in figures.items() if value is not None}
 
