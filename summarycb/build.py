@@ -266,8 +266,9 @@ def _unknown_notes(records: Records) -> list[Note]:
     notes = []
     if (UNPLACED, BACKWARD) in records.flops.macs:
         total = sum(macs for (_, phase), macs in records.flops.macs.items() if phase == BACKWARD)
-        text = f"the graph is too deep to ask each node whose it is; all of its backward together had {total:,} MACs"
-        notes.append(Note("deep graph", text))
+        why = "modules ran in other threads" if calls.strange_nodes else "a graph has too many nodes to ask each"
+        text = f"whose backward it is could not be told, because {why}: all of it together is {total:,} MACs"
+        notes.append(Note("unplaced", text))
     for op, places in sorted(by_op.items()):
         listed = sorted(places)
         rest = f" and {len(listed) - 4} more places" if len(listed) > 4 else ""
@@ -285,6 +286,9 @@ def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
             if tensor.shared_with is not None:
                 name = f"{node.path}.{tensor.name}" if node.path else tensor.name
                 notes.append(Note("tied", f"{name} is {tensor.shared_with}, counted there", node.path))
+    if records.structure.flattened:
+        text = "FullyShardedDataParallel flattens parameters: their own sizes are unknown; fully_shard keeps them"
+        notes.append(Note("flattened", text))
     calls = records.calls
     if calls is not None and not records.incomplete:
         called = {call.slot for call in calls.made}

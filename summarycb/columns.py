@@ -82,6 +82,8 @@ COLUMNS: dict[str, Column] = {
         Column("optimizer_state", "opt. state", lambda m, s: units.nbytes(m.total.optimizer_state)),
         Column("forward_macs", "fwd MACs", lambda m, s: units.count(m.total.forward_macs)),
         Column("macs_percent", "MACs %", lambda m, s: units.percent(m.total.forward_macs, s.forward_macs)),
+        Column("forward_flops", "fwd FLOPs", lambda m, s: units.count(flops(m.total.forward_macs))),
+        Column("backward_macs", "bwd MACs", lambda m, s: units.count(m.total.backward_macs)),
         Column("backward_flops", "bwd FLOPs", lambda m, s: units.count(flops(m.total.backward_macs))),
         Column("recompute_flops", "rec. FLOPs", lambda m, s: units.count(flops(m.total.recompute_macs))),
         Column("saved_activations", "saved act.", lambda m, s: units.nbytes(m.total.saved_activations)),

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
+import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import NO_TASK, Calls, graph_task, iter_tensors
+from summarycb.collect.eager import run_eagerly
 from summarycb.collect.flops import Flops
+from summarycb.collect.hooks import hook, no_warning_of_hooks
 from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import Mode
-from summarycb.collect.modules import Structure, walk
+from summarycb.collect.modules import walk
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
@@ -79,6 +80,9 @@ class Observation:
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = NO_TASK
         self._distributed = False
+        self._began_at = 0
+        self._thread = threading.get_ident()
+        self._over = False
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
         self._forward_only = False
@@ -104,6 +108,7 @@ class Observation:
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
+        self._thread = threading.get_ident()
         self._exit = contextlib.ExitStack()
         # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
         # holds of it goes too; so neither the mode nor the optimizer hooks, nor this, may keep it alive
@@ -161,6 +166,8 @@ class Observation:
                     records.memory.end()
                 except Exception as fault:
                     self._drop_memory(fault)
+            for op, raised in ({} if records.flops is None else records.flops.faults).items():
+                self._failed(f"MACs of {op}", raised)
             self._say_what_was_not_seen(records)
             if error is not None:
                 records.incomplete.append(f"the step raised {type(error).__name__}{_place(records, error)}")
@@ -182,6 +189,11 @@ class Observation:
             self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
         if self.backward_seen and self._idle():
             self.note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
+        if records.memory is not None and records.memory.backwards > 1:
+            ran = f"backward ran {records.memory.backwards:,} times within the step"
+            self.note("backwards", f"{ran}; saved activations are those before the one that found the most")
+        if records.memory is not None and records.memory.batch is None:
+            self.note("batch", "an input holds what cannot be looked into: what the step made of it counts as saved")
         if records.structure.changed():
             records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
 
@@ -198,6 +210,7 @@ class Observation:
     def _begin(self, model: nn.Module) -> None:
         assert self._exit is not None
         structure = walk(model)
+        self._began_at = self._version()
         records = self._records = Records(structure)
         records.calls = Calls(structure)
         records.flops = Flops()
@@ -207,12 +220,12 @@ class Observation:
             records.memory = Memory(structure, self._optimizers)
         except Exception as error:
             self._failed("memory", error)
-        self._exit.callback(_hook(weakref.ref(self), structure))
+        self._exit.callback(hook(weakref.ref(self), structure))
         if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
             # compiled graph no hook fires: the observed step alone runs eagerly. flex_attention compiles itself
-            self._exit.enter_context(torch.compiler.set_stance("force_eager"))
-            self._exit.callback(_allow_hooks_of_the_process())
+            self._exit.callback(run_eagerly())
+            self._exit.callback(no_warning_of_hooks())
         self._mode = contextlib.ExitStack()
         self._exit.push(self._mode)
         theirs = [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, Mode)]
@@ -222,15 +235,19 @@ class Observation:
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
         self._mode.enter_context(Mode(weakref.ref(self)))
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The forward of a module of the process begins."""
         records = self._records
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
-        if self._on_step is not None and self._ended_without_an_optimizer(records.calls):
-            self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
-            self._on_step()
-            return
+        if self._on_step is not None and threading.get_ident() == self._thread:
+            if self._over and records.calls.depth == 0 and graph_task() == NO_TASK:
+                self._on_step()
+                return
+            if self._ended_without_an_optimizer(records.calls):
+                self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
+                self._on_step()
+                return
         try:
             outermost = records.calls.enter(module, args, kwargs)
             if outermost:
@@ -245,14 +262,24 @@ class Observation:
                 self._drop_memory(error)
 
     def _ended_without_an_optimizer(self, calls: Calls) -> bool:
-        """A backward of the model has run, and its gradients are gone again as an outermost forward begins.
+        """A backward of the model has run, and as an outermost forward begins its gradients are gone or it has changed.
 
-        So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``.
+        So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``,
+        or has an optimizer that is not torch's.
         """
         if not calls.differentiated or calls.depth or calls.in_optimizer or graph_task() != NO_TASK:
             return False
-        model = self._model
-        return model is not None and all(parameter.grad is None for parameter in model.parameters())
+        return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
+
+    def _parameters(self) -> list[torch.Tensor]:
+        """Not ``model.parameters()``, which a model may have overridden."""
+        modules = [] if self._model is None else self._model.modules()
+        return [p for module in modules for p in module._parameters.values() if p is not None]
+
+    def _version(self) -> int:
+        """Grows as parameters are written to."""
+        lazy = nn.parameter.is_lazy
+        return sum(p._version for p in self._parameters() if not lazy(p) and not p.is_inference())
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """The forward of a module of the process has returned, or raised."""
@@ -307,6 +334,8 @@ class Observation:
         """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
         begins, self._task = self._task == NO_TASK, task
         self.backward_seen = True
+        if begins and records.calls is not None:
+            records.calls.backward_begins()
         if begins and records.memory is not None:
             try:
                 records.memory.backward_begins()
@@ -315,6 +344,8 @@ class Observation:
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
+        if threading.get_ident() != self._thread:
+            return
         records = self._records
         if records is not None and records.memory is not None and self._owns(optimizer):
             try:
@@ -328,6 +359,8 @@ class Observation:
 
     def step_ends(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process has stepped."""
+        if threading.get_ident() != self._thread:
+            return
         records = self._records
         if records is not None and records.calls is not None:
             records.calls.in_optimizer = False
@@ -345,11 +378,14 @@ class Observation:
                 except Exception as error:
                     self._drop_memory(error)
         if self._on_step is not None:
-            self._on_step()
+            # an optimizer of each parameter may step as its gradient is ready: the step is over with the backward
+            self._over = graph_task() != NO_TASK
+            if not self._over:
+                self._on_step()
 
     def _owns(self, optimizer: torch.optim.Optimizer) -> bool:
-        if not self._owned and self._model is not None:
-            self._owned = {id(parameter) for parameter in self._model.parameters()}
+        if not self._owned:
+            self._owned = {id(parameter) for parameter in self._parameters()}
         return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
 
     def _measure_tensors(self, records: Records) -> None:
@@ -372,59 +408,6 @@ class Observation:
         kind = f"{what} could not be observed ({type(error).__name__}"
         # what the exception says may hold a path or a value: it is for the warning, and is not stored
         self._failures.setdefault(f"{kind})", f"{kind}: {error})")
-
-
-def _hook(observation: weakref.ref[Observation], structure: Structure) -> Callable[[], None]:
-    """Hear of every module's call, by hooks of the process; returns what takes them off again.
-
-    Hooks on the modules themselves would change what runs: an encoder layer's fused kernel is for modules without any.
-    Where a module has forward hooks already, ours comes after them, because what they do is a part of the call.
-    """
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        alive = observation()
-        if alive is not None and not torch.compiler.is_compiling():
-            alive.enter(module, args, kwargs or {})
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        alive = observation()
-        if alive is not None and not torch.compiler.is_compiling():
-            alive.leave(module, output)
-
-    def after_any(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if id(module) not in have_some:
-            after(module, args, output)
-
-    hooked = [module for module in structure.modules() if module._forward_hooks]
-    have_some = {id(module) for module in hooked}
-    entering = register_module_forward_pre_hook(before)
-    handles = [entering, register_module_forward_hook(after_any, always_call=True)]
-    handles += [module.register_forward_hook(after, always_call=True) for module in hooked]
-    with_kwargs = [module._forward_pre_hooks_with_kwargs for module in structure.modules()]
-    for hooks in with_kwargs:  # a hook of the process has no such argument
-        hooks[entering.id] = True
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-        for hooks in with_kwargs:
-            hooks.pop(entering.id, None)
-
-    return remove
-
-
-def _allow_hooks_of_the_process() -> Callable[[], None]:
-    """A compiled module warns that it would fire them twice, which it may: it and what it wraps are one row."""
-    before = {id(entry) for entry in warnings.filters}
-    warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
-    ours = [entry for entry in warnings.filters if id(entry) not in before]
-
-    def remove() -> None:
-        for entry in ours:
-            with contextlib.suppress(ValueError):  # the training has put its own filters in place since
-                warnings.filters.remove(entry)  # type: ignore[attr-defined]
-
-    return remove
 
 
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}

@@ -291,7 +291,8 @@ class Memory:
 
     ``timeline`` holds, for each stretch of the step within one module and phase, the moment when most was alive, in
     order; neighbours are merged where there are many, of which the larger stays. ``peak_at`` is the largest of all:
-    a sum of tensors on the type of device that holds the parameters. Kernels' own workspaces are no tensors;
+    a sum of tensors on the type of device that holds the parameters, while the step is observed (under any dispatch
+    mode autograd sums the gradients of a tensor with several uses out of place). Kernels' workspaces are no tensors;
     ``allocator_peak`` has them, where an allocator tells (CUDA). ``simulated``: on the meta device, where sizes are
     derived from shapes and nothing is allocated.
     """
@@ -433,7 +434,10 @@ class ModelSummary:
 
     @property
     def step_flops(self) -> int | None:
-        """The model figure: forward + backward, what the mathematics needs (PaLM, arXiv 2204.02311, appendix B)."""
+        """The model figure: forward + backward, without recomputation (PaLM, arXiv 2204.02311, appendix B).
+
+        A fused kernel counts with all gradients that it computes: the backward of attention and of recurrent layers.
+        """
         return add(self.forward_flops, self.backward_flops)
 
     @property

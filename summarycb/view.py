@@ -147,20 +147,21 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     for kind, title in kinds.items():
         if value := getattr(memory, kind):
             known[memory.basis(kind)].append(f"{title} {units.nbytes(value)}")
-    facts = [fact for basis, figures in known.items() for fact in _after(f"{basis}: ", figures)]
+    whose = ", on this rank" if summary.local_params != summary.total_params else ""
+    facts = [fact for basis, figures in known.items() for fact in _after(f"{basis}{whose}: ", figures)]
     if summary.observed == "step":  # what is unknown of a step is said; what was never observed is left out
         facts += _after("unavailable: ", [title for kind, title in kinds.items() if getattr(memory, kind) is None])
     if facts:
         yield "memory", tuple(facts)
     if (moment := memory.peak_at) is not None:
-        place = "outside of modules" if moment.module is None else f"of {moment.module or root.type_name}"
+        place = "" if moment.module is None else f" of {moment.module or root.type_name}"
         parts = [(title, getattr(moment, kind)) for kind, title in {**kinds, **_PASSING}.items() if kind in KINDS]
         yield (
             "peak",
             (
-                f"{memory.basis('peak')}: {units.nbytes(moment.total)} of tensors in the {moment.phase} {place}",
+                f"{memory.basis('peak')}: {units.nbytes(moment.total)} of tensors in the {moment.phase}{place}",
                 *_after("of which ", [f"{title} {units.nbytes(value)}" for title, value in parts if value]),
-                *_allocator(memory),
+                *_allocator(memory, "cuda" in (environment.device or "")),
             ),
         )
 
@@ -172,7 +173,9 @@ def _after(prefix: str, facts: list[str]) -> list[str]:
     return [prefix + facts[0], *facts[1:]] if facts else []
 
 
-def _allocator(memory: Memory) -> Iterator[str]:
+def _allocator(memory: Memory, on_cuda: bool) -> Iterator[str]:
+    if memory.allocator_peak is None and on_cuda:
+        yield "unavailable: the allocator's peak"
     if memory.allocator_peak is not None:
         yield f"measured: {units.nbytes(memory.allocator_peak)} by the allocator"
         yield f"{units.nbytes(memory.unexplained)} of it no tensor of the step"

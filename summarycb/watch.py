@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from summarycb.collect.eager import run_eagerly
 from summarycb.observe import Observation, check_model, check_optimizers
 from summarycb.render.terminal import show
 from summarycb.trackers import Publisher, Report, check_timeout, resolve, warn
@@ -73,7 +74,7 @@ class Watch:
         self._publisher = Publisher(resolve(trackers), check_timeout(timeout))
         self._observation: Observation | None = None
         self._handles: list[RemovableHandle] = []
-        self._stance: AbstractContextManager[None] | None = None
+        self._stance: Callable[[], None] | None = None
         hook = _FirstForward(self)
         # an encoder layer in eval mode has a fused kernel for when no module of it has a hook
         encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
@@ -117,7 +118,7 @@ class Watch:
                 self._observation.discard()
             optimizers = [alive for known in self._optimizers if (alive := known()) is not None]
             self._observation = Observation(model, optimizers)
-            self._observation.start(on_step=lambda: self._finish(None))
+            self._observation.start(on_step=partial(_end, weakref.ref(self)))
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
             if self._stance is not None:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")
@@ -127,7 +128,7 @@ class Watch:
     def _traced(self) -> None:
         """A training forward is compiled, hooks and all: a graph shows nothing, so the next one is to run eagerly."""
         if self._observation is None and self._model is not None and self._stance is None:
-            self._stance = torch.compiler.set_stance("force_eager")
+            self._stance = run_eagerly()
 
     def _finish(self, error: BaseException | None) -> None:
         observation, self._observation = self._observation, None
@@ -157,7 +158,7 @@ class Watch:
             handle.remove()
         self._handles = []
         if self._stance is not None:
-            self._stance.__exit__(None, None, None)
+            self._stance()
             self._stance = None
 
 
@@ -174,6 +175,14 @@ class _FirstForward:
             self.traced()
         elif self._watch is not None:
             self._watch._forward_begins(*args)
+        else:
+            self._leave(args[0])
+
+    def _leave(self, module: nn.Module) -> None:
+        """A copy of the model need not carry a hook that does nothing."""
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is self]:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def traced(self) -> bool:
         """Run once as the compiler traces the call, and nothing of it becomes part of the graph."""
@@ -186,6 +195,11 @@ class _FirstForward:
 
     def __reduce__(self) -> tuple[type[_FirstForward], tuple[()]]:
         return _FirstForward, ()
+
+
+def _end(watch: weakref.ref[Watch]) -> None:
+    if (alive := watch()) is not None:
+        alive._finish(None)
 
 
 def _is_rank_zero() -> bool:

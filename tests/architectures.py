@@ -259,8 +259,6 @@ UNKNOWN: dict[str, set[str]] = {
 """Ops that no formula counts: both figures of MACs are unknown."""
 
 KEPT: dict[str, Callable[[nn.Module], Iterable[torch.Tensor]]] = {
-    # its ranges of activations are buffers, in whose place it puts new ones as it runs
-    "ibert": nn.Module.buffers,
     # each recurrent layer keeps its last state, with a cache or without
     "recurrent_gemma": lambda model: [
         module.recurrent_states for module in model.modules() if hasattr(module, "recurrent_states")

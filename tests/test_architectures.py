@@ -116,7 +116,7 @@ def measure(name: str) -> Measured:
         with torch.autograd.graph.saved_tensors_hooks(packed.pack, lambda tensor: tensor):
             loss = loss_of(model, batch)
         # the loss is alive, too, though nothing needs its value
-        saved = packed.bytes([loss, *KEPT.get(name, lambda _: ())(model)])
+        saved = packed.bytes([loss, *KEPT.get(name, lambda _: ())(model)], model.buffers())
         contractions.phase = "backward"
         loss.backward()
     given = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in batch.values())}
@@ -136,10 +136,15 @@ class Packed:
         # an output that a node saves comes with the node: returned as it is, it would keep its own graph alive
         return tensor.detach()
 
-    def bytes(self, also: Iterable[torch.Tensor]) -> int:
-        """Bytes of those that are alive now, with what ``also`` is: a graph that was dropped has given back its own."""
+    def bytes(self, also: Iterable[torch.Tensor], buffers: Iterable[torch.Tensor]) -> int:
+        """Bytes of those that are alive now, with what ``also`` is: a graph that was dropped has given back its own.
+
+        What the step has put in the place of a buffer is a buffer.
+        """
         for tensor in also:
             self._note(tensor)
+        for buffer in buffers:
+            self._packed.pop(buffer.untyped_storage()._cdata, None)
         return sum(size for storage, size in self._packed.values() if not storage.expired())
 
     def _note(self, tensor: torch.Tensor) -> None:

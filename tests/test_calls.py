@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import summarycb
@@ -127,7 +129,8 @@ def test_a_cell_that_is_called_ten_thousand_times_is_one_row() -> None:
     backward = 10_000 * 4 * 3 * (2 + 3) + 9_999 * 4 * 3 * 3
     assert summary["cell"].backward_macs is None
     assert [note.text for note in summary.notes] == [
-        f"the graph is too deep to ask each node whose it is; all of its backward together had {backward:,} MACs"
+        "whose backward it is could not be told, because a graph has too many nodes to ask each: "
+        f"all of it together is {backward:,} MACs"
     ]
     assert len(summary["cell"].call_groups or ()) <= 4
     assert len(summary.memory.timeline) <= 258
@@ -201,6 +204,36 @@ def test_numbers_of_another_thread_are_not_taken_for_those_of_the_forward() -> N
     thread.start()
     thread.join()
     assert Counter(seen) == {("a", RECOMPUTE): 1, ("b", RECOMPUTE): 1, ("a", "backward"): 2, ("b", "backward"): 2}
+
+
+def test_nodes_of_a_graph_that_is_gone_do_not_count_against_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many micro-batches: each graph stands on the stack alone."""
+    monkeypatch.setattr("summarycb.collect.calls._MOST_NODES", 20)
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(6)])
+    with summarycb.observe(model) as observation:
+        for _ in range(8):
+            model(torch.rand(2, 3)).sum().backward()
+    macs = 2 * 3 * 3
+    assert known(observation.summary).backward_macs == 8 * (6 + 5) * macs
+
+
+def test_an_observation_that_is_dropped_amid_an_operation_is_left_with_the_next_collection() -> None:
+    """As by a collection that starts while torch has the mode off its stack, and puts it back afterwards."""
+    observation = summarycb.observe(nn.Linear(3, 2))
+    held = [observation]
+
+    @torch.library.custom_op("summarycb_test_calls::drop", mutates_args=())
+    def drop(x: Tensor) -> Tensor:
+        held.clear()
+        return x.clone()
+
+    observation.start()
+    del observation
+    drop(torch.rand(2, 3))
+    assert held == []
+    gc.collect()
+    assert _get_current_dispatch_mode_stack() == []
+    assert all("summarycb" not in type(getattr(callback, "__self__", None)).__module__ for callback in gc.callbacks)
 
 
 ROWS, WIDTH = 2, 3

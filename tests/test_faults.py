@@ -397,3 +397,34 @@ def test_a_wrong_argument_raises_at_once(wrong: str) -> None:
     with pytest.raises(SummaryError, match=message):
         make()
     assert left_behind(ANY_MODEL) == NOTHING
+
+
+def test_a_user_s_formula_that_raises_costs_its_own_operation_alone() -> None:
+    from summarycb import formulas
+
+    class Squares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).erfinv()
+
+    @summarycb.register_formula("aten::erfinv")
+    def raises(x: tuple[int, ...], *, out: tuple[int, ...]) -> int:
+        return x[7]
+
+    try:
+        model = Squares()
+        with (
+            pytest.warns(SummaryWarning, match=r"MACs of aten.erfinv.default could not be observed \(IndexError"),
+            summarycb.observe(model) as observation,
+        ):
+            model(torch.zeros(4, 3)).sum().backward()
+    finally:
+        del formulas._registered["aten::erfinv"]
+        formulas._answers.clear()
+    summary = observation.summary
+    assert summary is not None
+    assert (summary["layer"].own_forward_macs, summary[""].own_forward_macs) == (4 * 3 * 2, None)
+    assert summary.incomplete == ("MACs of aten.erfinv.default could not be observed (IndexError)",)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,3 +211,86 @@ def test_an_allocator_tells_its_peak_when_the_step_has_raised_it(monkeypatch: py
     assert Allocator([]).peak() is None  # the peak was before the step, so that of the step is not known
     monkeypatch.undo()
     assert Allocator([torch.zeros(1)]).peak() is None
+
+
+def test_state_that_an_optimizer_resizes() -> None:
+    class Resizes(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    self.state[parameter]["average"] = torch.empty(1).resize_(parameter.shape).zero_()
+
+    model = nn.Linear(10, 100, bias=False)
+    optimizer = Resizes(model.parameters(), lr=0.1)
+    with summarycb.observe(model) as observation:
+        model(torch.rand(2, 10)).sum().backward()
+        optimizer.step()
+    summary = known(observation.summary)
+    assert summary.memory.optimizer_state == summary.memory.timeline[-1].optimizer_state == 1000 * FLOAT
+    assert min(getattr(m, kind) for m in summary.memory.timeline for kind in KINDS) == 0
+    assert ModelSummary.from_json(summary.to_json()) == summary
+
+
+def test_what_grows_as_the_result_of_an_operation() -> None:
+    class Grows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            made = torch.empty(0)
+            torch.mul(x, 2.0, out=made)
+            return made
+
+    with summarycb.observe(model := Grows()) as observation:
+        result = model(torch.rand(100))
+    memory = known(observation.summary).memory
+    assert result.shape == (100,)
+    assert memory.peak_at == moment("forward", "", batch=100, activations=100)
+
+
+def test_parameters_and_buffers_that_the_step_makes_are_these() -> None:
+    """A lazy layer, and a buffer in whose place the forward puts a new one."""
+
+    class Averages(nn.Module):
+        average: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LazyLinear(4)
+            self.register_buffer("average", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.layer(x)
+            self.average = 0.9 * self.average + 0.1 * out.detach().mean(0)
+            return out.sum()
+
+    with summarycb.observe(model := Averages()) as observation:
+        model(torch.rand(2, 3)).backward()
+    memory = known(observation.summary).memory
+    assert (memory.parameters, memory.buffers) == (16 * FLOAT, 4 * FLOAT)
+    assert (memory.timeline[-1].parameters, memory.timeline[-1].buffers) == (16 * FLOAT, 4 * FLOAT)
+    assert memory.saved_activations == 1 * FLOAT  # the loss
+
+
+def test_several_backwards_say_which_one_the_saved_are_of() -> None:
+    model = nn.Linear(3, 4)
+    with summarycb.observe(model) as observation:
+        model(torch.rand(2, 3)).square().sum().backward()
+        model(torch.rand(5, 3)).square().sum().backward()
+    summary = known(observation.summary)
+    assert summary.memory.saved_activations == (5 * 4 + 1) * FLOAT
+    assert [note.text for note in summary.notes if note.kind == "backwards"] == [
+        "backward ran 2 times within the step; saved activations are those before the one that found the most"
+    ]
+
+
+def test_nothing_waits_for_a_garbage_collection() -> None:
+    """The step over, the model goes as its last name does."""
+    model = nn.Linear(3, 4)
+    with summarycb.observe(model) as observation:
+        model(torch.rand(2, 3)).sum().backward()
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+    known(observation.summary)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import summarycb
@@ -59,13 +59,21 @@ def step(rank: int, port: int, folder: Path, wrap: Callable[[nn.Module], nn.Modu
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Callable[[nn.Module], nn.Module]], list[ModelSummary]]:
+def run_any(tmp_path: Path) -> Callable[[Callable[[nn.Module], nn.Module]], list[ModelSummary]]:
     def run(wrap: Callable[[nn.Module], nn.Module]) -> list[ModelSummary]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         multiprocessing.spawn(step, args=(port, tmp_path, wrap), nprocs=WORLD)  # type: ignore[no-untyped-call]
-        summaries = [summarycb.load(tmp_path / f"{rank}.json") for rank in range(WORLD)]
+        return [summarycb.load(tmp_path / f"{rank}.json") for rank in range(WORLD)]
+
+    return run
+
+
+@pytest.fixture
+def run(run_any: Callable[..., list[ModelSummary]]) -> Callable[[Callable[[nn.Module], nn.Module]], list[ModelSummary]]:
+    def run(wrap: Callable[[nn.Module], nn.Module]) -> list[ModelSummary]:
+        summaries = run_any(wrap)
         for summary in summaries:
             assert summary.incomplete == ()
             assert (summary.total_params, summary.trainable_params) == (WEIGHTS, WEIGHTS)
@@ -159,3 +167,20 @@ def test_replicated(run: Callable[..., list[ModelSummary]]) -> None:
             "copies": 0,
         }
         assert "on this rank" not in summary.to_text()
+
+
+def flattened(model: nn.Module) -> nn.Module:
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_flattened_parameters_are_unknown_and_not_a_part(run_any: Callable[..., list[ModelSummary]]) -> None:
+    """FSDP1 keeps one flat parameter, in parts: what each layer has of it is not told."""
+    for summary in run_any(flattened):
+        assert summary.incomplete == ()
+        assert (summary.total_params, summary.root.total.parameter_bytes) == (None, None)
+        assert summary.local_params == WEIGHTS // 2
+        assert summary.memory.parameters == WEIGHTS // 2 * FLOAT
+        assert (summary.memory.saved_activations, summary.memory.weight_copies) == (SAVED, WEIGHTS * FLOAT)
+        assert summary.forward_macs == 5 * (8 * 16 + 16 * 6)
+        assert [note.kind for note in summary.notes if note.kind != "never called"] == ["flattened"]

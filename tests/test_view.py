@@ -62,6 +62,7 @@ Net          Net            20       72   92.3       72 B
 | again = fc Linear          0        0    0.0        0 B
 ` (outside)  loss, oth~      0        6    7.7       12 B
 
+no room for output
 1 MAC = 2 FLOPs, whole batch; MACs of matrix products,
 convolutions, attention (causal masks not discounted) and
 RNN gates; biases, norms, activations, softmax and look-ups
@@ -196,6 +197,8 @@ CELLS = {
     "optimizer_state": "40 B",
     "forward_macs": "24",
     "macs_percent": "30.8",
+    "forward_flops": "48",
+    "backward_macs": "24",
     "backward_flops": "48",
     "recompute_flops": "48",
     "saved_activations": "8 B",

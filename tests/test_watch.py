@@ -8,6 +8,7 @@ import io
 import pickle
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import summarycb
 from summarycb.tree import Work
-from tests.trainings import CASES, CNN, NOTHING, Case, everything, left_behind, loss_of, step
+from tests.trainings import CASES, CNN, NOTHING, Case, everything, hooks_of, left_behind, loss_of, step
 
 # Linear(3, 4) on a batch of 2, its input needs no gradient: 2 x 3 x 4 forward, as much for the weight's gradient.
 MACS = 24
@@ -529,22 +530,30 @@ def test_a_user_mode_around_the_whole_step() -> None:
     assert not torch.utils._python_dispatch.is_in_torch_dispatch_mode()
 
 
-def test_modules_in_other_threads() -> None:
-    """A thread that prefetches features with the model is not part of the step's calls, and is said."""
-    import threading
+@pytest.mark.parametrize("gradients", [False, True])
+def test_modules_in_other_threads(gradients: bool) -> None:
+    """A thread that prefetches features with the model is not part of the step's calls, and is said.
 
+    Where it makes a graph, the numbers of its nodes are not told from those of the step's.
+    """
     model, optimizer = net()
     hook = summarycb.watch(model, verbose=False)
     x, y = batch()
     loss = loss_of(model(x), y)
-    thread = threading.Thread(target=lambda: model(torch.rand(50, 3)))
+
+    def prefetch() -> None:
+        with torch.set_grad_enabled(gradients):
+            model(torch.rand(50, 3))
+
+    thread = threading.Thread(target=prefetch)
     thread.start()
     thread.join()
     loss.backward()
     optimizer.step()
     assert hook.summary is not None
     assert (hook.summary[""].calls, hook.summary.forward_macs) == (1, MACS)
-    assert [note.kind for note in hook.summary.notes] == ["threads"]
+    assert [note.kind for note in hook.summary.notes] == (["unplaced", "threads"] if gradients else ["threads"])
+    assert (hook.summary.backward_macs is None) == gradients
 
 
 class Graphs:
@@ -710,7 +719,8 @@ def test_several_forwards_within_a_step_are_said() -> None:
     optimizer.step()
     assert hook.summary is not None
     assert [note.text for note in hook.summary.notes] == [
-        "the model ran 3 times within the step; the figures are of all of them"
+        "the model ran 3 times within the step; the figures are of all of them",
+        "backward ran 3 times within the step; saved activations are those before the one that found the most",
     ]
 
 
@@ -757,3 +767,114 @@ def test_only_rank_zero_prints_and_writes(monkeypatch: pytest.MonkeyPatch, capsy
     optimizer.step()
     assert hook.summary is not None
     assert capsys.readouterr().out == ""
+
+
+class Each(nn.Module):
+    """Three layers whose optimizers step as each gradient is ready, within the backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_an_optimizer_for_each_parameter_that_steps_within_the_backward() -> None:
+    model = Each()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def step(parameter: torch.Tensor) -> None:
+        optimizers[parameter].step()  # type: ignore[index]
+        optimizers[parameter].zero_grad()  # type: ignore[index]
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    hook = summarycb.watch(model, verbose=False)
+    model(torch.rand(3, 4)).sum().backward()
+    assert hook.summary is None
+    model(torch.rand(3, 4))
+    assert hook.summary is not None
+    first, second, third = 3 * 4 * 5, 3 * 5 * 6, 3 * 6 * 2
+    assert hook.summary.forward_macs == first + second + third
+    assert hook.summary.backward_macs == first + 2 * (second + third)
+
+
+def test_an_update_by_hand_that_zeroes_in_place_ends_the_step() -> None:
+    model = nn.Linear(3, 2)
+    hook = summarycb.watch(model, verbose=False)
+    for _ in range(2):
+        model(torch.rand(4, 3)).sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad.zero_()  # type: ignore[union-attr]
+    assert hook.summary is not None
+    assert (hook.summary[""].calls, hook.summary.forward_macs) == (1, 4 * 3 * 2)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
+def test_two_watches_of_compiled_models_leave_the_compiler_as_it_was() -> None:
+    """A generator and its critic: the first to begin is the first to end."""
+    from torch._dynamo import eval_frame
+
+    graphs = Graphs()
+    a, b = (torch.compile(nn.Linear(3, 3), backend=graphs) for _ in range(2))
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (a, b)]
+    hooks = [summarycb.watch(model, verbose=False) for model in (a, b)]
+    for _ in range(3):
+        loss = b(a(torch.rand(2, 3))).sum()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [hook.summary is not None for hook in hooks] == [True, True]
+    assert eval_frame._stance.stance == "default"
+    assert graphs.runs > 0
+
+
+def test_the_copy_of_a_watched_model_loses_the_hook_as_it_is_first_called() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    hook = summarycb.watch(model, verbose=False)
+    average = copy.deepcopy(model)
+    average(torch.rand(4, 3))
+    assert hooks_of(average) == hooks_of(nn.Sequential(nn.Linear(3, 2)))
+    assert hook.summary is None
+    hook.close()
+
+
+class Overrides(nn.Module):
+    """Its parameters come in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def parameters(self, rate: float) -> Any:  # type: ignore[override]
+        return [{"params": [*self.layer.parameters()], "lr": rate}]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_a_model_with_parameters_of_its_own_kind() -> None:
+    model = Overrides()
+    optimizer = torch.optim.SGD(model.parameters(0.1))
+    hook = summarycb.watch(model, verbose=False)
+    model(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    assert hook.summary is not None
+    assert (hook.summary.incomplete, hook.summary.total_params) == ((), 8)
+
+
+def test_another_thread_does_not_end_the_step() -> None:
+    model, optimizer = net()
+    hook = summarycb.watch(model, verbose=False)
+    x, y = batch()
+    loss_of(model(x), y).backward()
+    thread = threading.Thread(target=optimizer.step)
+    thread.start()
+    thread.join()
+    assert hook.summary is None
+    optimizer.step()
+    assert hook.summary is not None

@@ -109,12 +109,18 @@ class Calls:
         self._failed = OUTSIDE
         self._error = 0  # an id: the error itself would keep its frames, and their tensors, alive
         self.other_threads = False
+        self.strange_nodes = False
+        """Another thread may have made nodes, whose numbers are given out by that thread for itself."""
         self.differentiated = False
         self._outermost = 0
         self._node = -1
         self._asked = 0
         self._marks: dict[int, _Marks] = defaultdict(_Marks)
         self._marks[self._thread].add(OUTSIDE)
+
+    def backward_begins(self) -> None:
+        """Another graph's nodes are asked; those of an earlier one do not stand on the same stack."""
+        self._asked = 0
 
     @property
     def depth(self) -> int:
@@ -136,6 +142,7 @@ class Calls:
         if task == NO_TASK:
             if thread != self._thread:
                 self.other_threads = True
+                self.strange_nodes = self.strange_nodes or torch.is_grad_enabled()
                 return False
             if not self._stack:
                 self._outermost = _python_depth()
@@ -154,6 +161,8 @@ class Calls:
             call, outer = len(self.made) if again is None else again, again is None
             if outer:
                 self.made.append(Call(slot, OUTSIDE if top is None else top.call, inputs))
+                if slot in self._again:
+                    self._again[slot].append(call)
         self._stack.append(_Frame(call, slot, id(module), task, outer, sys.exc_info()[1]))
         self._marks[thread].add(call)
         return top is None
@@ -222,7 +231,8 @@ class Calls:
             return OUTSIDE, OPTIMIZER if self.in_optimizer and not torch.is_grad_enabled() else FORWARD
         if top is not None and top.task == task:  # a call that was opened by this very backward: a checkpoint's
             return top.call, RECOMPUTE
-        call = self._owner() if self._asked < (_MOST_NODES if product else _MOST_NODES // 2) else UNPLACED
+        known = not self.strange_nodes and self._asked < (_MOST_NODES if product else _MOST_NODES // 2)
+        call = self._owner() if known else UNPLACED
         self.differentiated = self.differentiated or call not in (OUTSIDE, ACCUMULATION)
         if not torch.is_grad_enabled():
             return call, BACKWARD

@@ -16,6 +16,8 @@ class Flops:
     def __init__(self) -> None:
         self.macs: dict[tuple[int, Phase], int] = defaultdict(int)
         self.unknown: Counter[tuple[int, Phase, str]] = Counter()
+        self.faults: dict[str, Exception] = {}
+        """What formulas have raised, by operation."""
 
     def op(
         self,
@@ -27,7 +29,12 @@ class Flops:
         out: Any,
     ) -> None:
         """One operation that is not zero by convention has run."""
-        count = None if isinstance(formula, Verdict) else evaluate(formula, args, kwargs, out)
+        count = None
+        if not isinstance(formula, Verdict):
+            try:
+                count = evaluate(formula, args, kwargs, out)
+            except Exception as error:
+                self.faults.setdefault(str(func), error)
         call, phase = place
         if count is None:
             self.unknown[call, phase, str(func)] += 1

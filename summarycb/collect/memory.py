@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import Any
@@ -90,11 +90,12 @@ class Memory:
         self.saved: Counter[int] | None = None
         self.weight_copies: Counter[int] | None = None
         self._saved_total = -1
+        self.backwards = 0
         self.batch: int | None = 0
         parameters = list(structure.parameters())
         self._device = parameters[0].device.type if parameters else "cpu"
         # sharded parameters are gathered into storages that are emptied and filled without an operation
-        self._resizes = any(hasattr(p, "_local_tensor") for p in parameters)
+        self._resizes = structure.flattened or any(hasattr(p, "_local_tensor") for p in parameters)
         self._allocator = Allocator(parameters)
         for parameter in parameters:
             if not torch.nn.parameter.is_lazy(parameter):
@@ -111,7 +112,7 @@ class Memory:
         self._stride = 1
         self._now = self._stretch(OUTSIDE, FORWARD)
 
-    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A call of an outermost module begins: what it is given and the step did not make is the batch.
 
         The batch is unknown when an object that cannot be looked into is among the inputs.
@@ -156,8 +157,6 @@ class Memory:
                 for alive in self._made(out, _TEMPORARIES):
                     self._turn(alive, _GRADIENTS)
             return
-        if makes is Makes.RESIZED:
-            self._measure([self._alive[s._cdata] for s in _storages(args[0]) if s._cdata in self._alive])
         if call == ACCUMULATION and makes is Makes.SUM:
             kind = _GRADIENTS
         elif phase in (FORWARD, RECOMPUTE):
@@ -166,19 +165,17 @@ class Memory:
             kind = _TEMPORARIES
         added = 0
         for tensor in (out,) if isinstance(out, torch.Tensor) else iter_tensors(out):
+            if makes is Makes.RESIZED:
+                self._measure(a for s in _storages(tensor) if (a := self._alive.get(s._cdata)) is not None)
             added += self._follow(tensor, kind, call, phase)
         # backward() makes its first gradient, ones like the loss, before it begins: not something the forward saved
         self._seed = out.untyped_storage()._cdata if makes is Makes.ONES and place == (OUTSIDE, FORWARD) else None
-        if added:
+        if added or makes is Makes.RESIZED:
             self._note(call, phase)
 
     def backward_begins(self) -> None:
         """The autograd engine starts, on nothing that is running in it already."""
-        if self._resizes:
-            self._measure(list(self._alive.values()))
-            for parameter in self._structure.parameters():  # what was gathered is now what the modules hold
-                for alive in self._made(parameter, _ACTIVATIONS):
-                    self._turn(alive, _COPIES)
+        self._claim()
         if self._seed in self._alive:
             self._turn(self._alive[self._seed], _TEMPORARIES)
         saved: Counter[int] = Counter()
@@ -190,16 +187,34 @@ class Memory:
                 elif alive.kind == _COPIES:
                     copies[alive.call] += alive.bytes
         # with several backwards in a step (accumulation, two losses) the largest holds
+        self.backwards += 1
         total = saved.total() + copies.total()
         if total > self._saved_total:
             self._saved_total, self.saved, self.weight_copies = total, saved, copies
 
+    def _claim(self) -> None:
+        """What the modules hold now is theirs: lazy parameters, new buffers, weights that were gathered."""
+        if self._resizes:
+            self._measure(list(self._alive.values()))
+        handles = [module.__dict__.get("_handle") for module in self._structure.modules()]  # FSDP1's
+        flat = [handle.flat_param for handle in handles if hasattr(handle, "flat_param")]
+        for parameter in (*self._structure.parameters(), *flat):
+            if not torch.nn.parameter.is_lazy(parameter):
+                for alive in self._made(parameter, _ACTIVATIONS):
+                    self._turn(alive, _COPIES if self._resizes else _PARAMETERS)
+        for buffer in self._structure.buffers():
+            if not torch.nn.parameter.is_lazy(buffer):
+                for alive in self._made(buffer, _ACTIVATIONS):
+                    self._turn(alive, _BUFFERS)
+
     def end(self) -> None:
         """The step is over: the timeline gets what is alive now, and the allocator is asked for its peak."""
         self._close()
+        self._claim()
         self._now = self._stretch(OUTSIDE, self._now.phase)
         self._close()
         self.allocator_peak = self._allocator.peak()
+        self._alive.clear()  # their callbacks hold this, and this the modules
 
     def _follow(self, tensor: torch.Tensor, kind: int, call: int, phase: Phase) -> int:
         """The bytes of what was not known yet behind a tensor."""
@@ -246,6 +261,8 @@ class Memory:
         for alive in found:
             storage = alive()
             if storage is not None and storage.nbytes() != alive.bytes:
+                self._time += 1
+                alive.since = self._time
                 change = storage.nbytes() - alive.bytes
                 alive.bytes += change
                 if alive.here:
@@ -308,6 +325,7 @@ _MAKES = {
     torch.ops.aten._to_copy.default: Makes.COPY,
     torch.ops.aten.add.Tensor: Makes.SUM,
     torch.ops.aten.clone.default: Makes.SUM,
+    torch.ops.aten.new_empty_strided.default: Makes.SUM,  # a copy in the layout of the parameter
     torch.ops.aten.detach.default: Makes.ALIAS,
     torch.ops.aten.lift_fresh.default: Makes.NEW,  # of torch.tensor, whose own making is not seen
     torch.ops.aten.resize_.default: Makes.RESIZED,
@@ -318,6 +336,8 @@ def makes(func: Any) -> Makes:
     """What an operation does to storages, by its schema."""
     schema = getattr(func, "_schema", None)
     new = schema is None or any(returned.alias_info is None for returned in schema.returns)
+    if schema is not None and any(argument.is_out for argument in schema.arguments):
+        return Makes.RESIZED
     return _MAKES.get(func, Makes.NEW if new else Makes.NOTHING)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any, Protocol
 
@@ -46,7 +47,10 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
     def __exit__(self, *exc_info: Any) -> None:
         """Leave, though modes of the user's may have been entered since, which stay: torch pops whatever is on top."""
         if all(mode is not self for mode in _get_current_dispatch_mode_stack()):
-            return  # another thread's, or taken off for the length of an operation: nothing here is ours to pop
+            # in another thread, or off the stack for the length of an operation, after which torch puts it back: it is
+            # left with the next garbage collection that finds it on the stack, and nobody listens to it until then
+            gc.callbacks.append(self._leave_later)
+            return
         above: list[TorchDispatchMode] = []
         while _get_current_dispatch_mode_stack()[-1] is not self:
             above.append(_pop_mode())
@@ -61,6 +65,11 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
         for mode in reversed(above):
             _push_mode(mode)
+
+    def _leave_later(self, phase: str, info: object) -> None:
+        if any(mode is self for mode in _get_current_dispatch_mode_stack()):
+            gc.callbacks.remove(self._leave_later)
+            self.__exit__(None, None, None)
 
 
 _FLAGS = (

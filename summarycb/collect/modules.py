@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -53,6 +53,11 @@ class Structure:
         for node in self.nodes:
             if node.alias_of is None:
                 yield from node.modules
+
+    @property
+    def flattened(self) -> bool:
+        """Whether parameters are parts of flat ones, as FSDP1 makes them: their own sizes are not to be had."""
+        return any("FullyShardedDataParallel" in _names(type(node.modules[0])) for node in self.nodes)
 
     def changed(self) -> bool:
         """Whether modules were added or taken away since."""
@@ -122,7 +127,12 @@ class TensorBytes:
 def describe(structure: Structure, tensor_bytes: TensorBytes | None) -> list[Held]:
     """What each node holds; shared tensors belong to the first node in definition order."""
     owners: dict[int, str] = {}
-    return [_held(node, owners, tensor_bytes) for node in structure.nodes]
+    held = [_held(node, owners, tensor_bytes) for node in structure.nodes]
+    if structure.flattened:
+        for facts in held:
+            parts = [replace(p, shape=None, bytes=None, local_shape=p.shape) for p in facts.parameters]
+            facts.parameters = tuple(parts)
+    return held
 
 
 def _held(node: Node, owners: dict[int, str], tensor_bytes: TensorBytes | None) -> Held:
@@ -200,10 +210,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def type_name(module: nn.Module) -> str:
     """The class name; the user's own where FSDP2 or a parametrization has made a class for this one module."""
-    own, *bases = [kind.__name__ for kind in type(module).__mro__]
+    own, *bases = _names(type(module))
     if "FSDPModule" in bases or "parametrizations" in module._modules:
         return next(name for name in bases if name != "FSDPModule")
     return own
+
+
+def _names(kind: type) -> list[str]:
+    return [base.__name__ for base in kind.__mro__]
 
 
 def config(module: nn.Module) -> str:

@@ -1,13 +1,14 @@
-"""When an optimizer steps: one process-wide pair of torch's optimizer hooks, there only while somebody listens.
+"""When an optimizer steps: a process-wide hook of torch's before each step, there only while somebody listens.
 
-torch iterates over the dict of hooks while it calls them, and an ordered dict that changes under an iterator raises,
-unless the change is made by the last entry. So the post hook is put last as each step begins, and may then take itself
-off.
+The hook at the end of a step is put on the optimizer itself as its step begins: torch iterates over the dict of hooks
+while it calls them, and an ordered dict that changes under an iterator raises, unless the change is made by its last
+entry. So another thread's optimizer never meets a dict that changes.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from types import FrameType
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ _STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # what e
 
 _listeners: list[weakref.ref[Listener]] = []
 _handles: list[RemovableHandle] = []
+_lock = threading.Lock()
 
 
 def listen(listener: Listener) -> weakref.ref[Listener]:
@@ -37,18 +39,21 @@ def listen(listener: Listener) -> weakref.ref[Listener]:
     """
     known = weakref.ref(listener)
     _listeners.append(known)
-    if not _handles:
-        _handles.append(register_optimizer_step_pre_hook(_begins))
-        _handles.append(register_optimizer_step_post_hook(_ends))
+    with _lock:
+        if not _handles:
+            _handles.append(register_optimizer_step_pre_hook(_begins))
+            if stepping():  # its beginning was missed
+                _handles.append(register_optimizer_step_post_hook(_ends))
     return known
 
 
 def unlisten(known: weakref.ref[Listener]) -> None:
     """The opposite of :func:`listen`; may be called while a step ends."""
     _listeners[:] = [other for other in _listeners if other is not known]
-    if not _listeners:
-        while _handles:
-            _handles.pop().remove()
+    with _lock:
+        if not _listeners:
+            while _handles:
+                _handles.pop().remove()
 
 
 def stepping() -> bool:
@@ -62,8 +67,11 @@ def stepping() -> bool:
 
 
 def _begins(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    _handles.pop().remove()
-    _handles.append(register_optimizer_step_post_hook(_ends))
+    def ends(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        handle.remove()
+        _ends(optimizer, args, kwargs)
+
+    handle = optimizer.register_step_post_hook(ends)
     for known in _listeners.copy():  # a listener may take itself off
         if (listener := known()) is not None:
             listener.step_begins(optimizer)

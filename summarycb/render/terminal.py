@@ -80,7 +80,10 @@ def render(view: View, width: int) -> list[Text]:
                 heading = ""
     lines.append(Text())
     if view.rows:
-        lines += [*_table(view, width), Text()]
+        table, dropped = _table(view, width)
+        lines += [*table, Text()]
+        if dropped:
+            lines += _wrapped(f"no room for {', '.join(dropped)}", width, console, style="dim")
     for note in view.notes:
         lines += _wrapped(note, width, console, style="dim")
     return lines
@@ -105,7 +108,8 @@ def _lines(facts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _table(view: View, width: int) -> list[Text]:
+def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
+    """The lines, and the titles of the columns for which there was no room."""
     header = ["module", *[column.title for column in view.columns]]
     guides = [_guides(row) for row in view.rows]
     cells = [[guide + _clean(row.label), *map(_clean, row.cells)] for guide, row in zip(guides, view.rows, strict=True)]
@@ -121,7 +125,7 @@ def _table(view: View, width: int) -> list[Text]:
         line = Text(text(row))
         line.stylize("dim", 0, min(len(guide), widths[0])) if guide else line.stylize("bold", 0, len(row[0]))
         lines.append(line)
-    return lines
+    return lines, [title for title, space in zip(header, widths, strict=True) if not space]
 
 
 def _cell(text: str, space: int, right: bool) -> str:
