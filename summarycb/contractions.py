@@ -164,7 +164,7 @@ def _foreach_mm(a: Sequence[Shape], b: Sequence[Shape], **_: Any) -> int:
 
 
 @counts("inductor::_mm_plus_mm")
-def _mm_plus_mm(a: Shape, b: Shape, c: Shape, d: Shape, **_: Any) -> int:
+def _mm_plus_mm(a: Shape, b: Shape, c: Shape, d: Shape, *_: Any, **__: Any) -> int:
     return prod(a) * b[-1] + prod(c) * d[-1]
 
 

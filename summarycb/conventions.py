@@ -43,7 +43,17 @@ ELEMENT_WISE = _in(
     _foreach_mul _foreach_neg _foreach_pow _foreach_reciprocal _foreach_round _foreach_rsqrt _foreach_sigmoid
     _foreach_sign _foreach_sin _foreach_sinh _foreach_sqrt _foreach_sub _foreach_tan _foreach_tanh _foreach_trunc
 """,
+) | _in(
+    "prims",
+    """
+    abs acos acosh add asin asinh atan atan2 atanh bessel_i0 bessel_i0e bessel_i1 bessel_i1e bessel_j0 bessel_j1
+    bitwise_and bitwise_not bitwise_or bitwise_xor cbrt ceil conj_physical cos cosh digamma div eq erf erf_inv erfc
+    erfcx exp exp2 expm1 floor fmax fmin fmod frexp gcd ge gt hypot igamma igammac isfinite le lgamma log log10 log1p
+    log2 lt maximum minimum mul ndtri ne neg nextafter pow reciprocal remainder round rsqrt shift_left
+    shift_right_arithmetic sign signbit sin sinh spherical_bessel_j0 sqrt sub tan tanh trunc where zeta
+""",
 )
+"""Those of ``prims`` run where torch decomposes an op, as it does for the bias in the forward mode of ``linear``."""
 
 OUTER_PRODUCTS = _in("aten", "addr ger kron linalg_cross cross linalg_vander outer vander")
 """Every product is an element of the result: nothing is summed."""
@@ -110,7 +120,7 @@ REDUCTIONS = _in(
     std_mean sum sum_to_size topk trace trace_backward trapezoid trapz unique_consecutive unique_dim
     unique_dim_consecutive value_selecting_reduction_backward var var_mean
 """,
-)
+) | _in("prims", "amax amin prod sum var xor_sum")
 
 DISTANCES = _in("aten", "_cdist_backward _pdist_backward _pdist_forward pdist")
 """A reduction of element-wise differences. ``cdist`` has a formula, as it may run as a matrix product."""
@@ -186,8 +196,19 @@ COPIES = _in(
     unflatten_dense_tensors unfold_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_copy values_copy
     view_as_complex_copy view_as_real_copy view_copy vstack zero
 """,
+) | _in(
+    "prims",
+    "as_strided_scatter cat clone collapse convert_element_type copy_strided copy_to device_put fill item reshape rev",
 )
 """With changes of dtype and device, padding, and reordering."""
+
+VIEWS = _in(
+    "prims",
+    """
+    as_strided broadcast_in_dim collapse_view conj imag real split_dim squeeze transpose view_of view_of_dtype
+""",
+)
+"""Those of aten are zero by rule."""
 
 LAYOUTS = (
     _in(
@@ -243,7 +264,7 @@ FACTORIES = _in(
     kaiser_window linspace logspace new_empty new_empty_strided new_full new_ones new_zeros ones ones_like range
     scalar_tensor tril_indices triu_indices zeros zeros_like
 """,
-)
+) | _in("prims", "empty empty_permuted empty_strided full full_like iota scalar_tensor")
 
 RANDOM = _in(
     "aten",
@@ -255,7 +276,7 @@ RANDOM = _in(
     multinomial native_dropout normal normal_functional poisson rand rand_like randint randint_like randn randn_like
     random randperm uniform
 """,
-) | _in("rngprims", "philox_rand")
+) | frozenset({"rngprims::philox_rand", "prims::normal", "prims::uniform"})
 
 OPTIMIZERS = _in(
     "aten",
@@ -303,6 +324,7 @@ METADATA = (
 """,
     )
     | _in("prim", "device dtype layout")
+    | _in("prims", "_make_token _sink_tokens maximum_value minimum_value resize")
     | _in("profiler", "_record_function_enter _record_function_enter_new _record_function_exit")
     | _in("inductor", "_alloc_from_pool _reinterpret_tensor accumulate_grad_ resize_storage_bytes_")
     | _in("debug_mode_ops", "annotate")
@@ -328,6 +350,7 @@ ZERO = {
     "interpolation": INTERPOLATION,
     "embeddings and indexing": LOOK_UPS,
     "copies": COPIES,
+    "views": VIEWS,
     "memory layouts": LAYOUTS,
     "quantization": QUANTIZATION,
     "factories": FACTORIES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,23 @@ MATRIX_PRODUCTS = [
         3 * 6 * 4 * 5 + 3 * 6 * 5,
         (3 * 6 * 4 * 5 + 3 * 4 * 5) + (3 * 6 * 4 * 5 + 3 * 6 * 5) + 3 * 6 * 4 * 5,
     ),
-    # more than 25 points: by matrix product
-    case("cdist by product", lambda: torch.cdist(t(3, 30, 5), t(3, 7, 5)), 3 * 30 * 7 * 5, 2 * 3 * 30 * 7 * 5),
-    case("cdist, direct", lambda: torch.cdist(t(3, 4, 5), t(3, 7, 5)), 0, 0),
+    # more than 25 points on either side: by matrix product
+    case("cdist by product", lambda: torch.cdist(t(3, 26, 5), t(3, 7, 5)), 3 * 26 * 7 * 5, 2 * 3 * 26 * 7 * 5),
+    case("cdist by product, 26 others", lambda: torch.cdist(t(7, 5), t(26, 5)), 7 * 26 * 5, 2 * 7 * 26 * 5),
+    case("cdist, direct", lambda: torch.cdist(t(3, 25, 5), t(3, 25, 5)), 0, 0),
     case("pdist", lambda: F.pdist(t(4, 5)), 0, 0),
     # 20 points of 2 coordinates, each from 3; twice for 2 images
     case("affine grid", lambda: F.affine_grid(t(2, 2, 3), [2, 3, 4, 5], False), 2 * 20 * 2 * 3, 2 * 20 * 2 * 3),
+    case(
+        "affine grid, backward whole",
+        lambda: aten.affine_grid_generator_backward(c(2, 4, 5, 2), [2, 3, 4, 5], False),
+        2 * 20 * 2 * 3,
+    ),
+    case(
+        "two products at once",
+        lambda: torch.ops.inductor._mm_plus_mm(c(3, 4), c(4, 5), c(3, 6), c(6, 5), out=c(3, 5)),
+        3 * 4 * 5 + 3 * 6 * 5,
+    ),
     case("fold", lambda: F.fold(F.unfold(t(1, 2, 4, 4), 2), (4, 4), 2), 0, 0),
 ]
 
@@ -483,6 +495,35 @@ YES, NO = (True, True, True), (False, False, False)
             pytest.param(shapes(name, X, (6, 4, 3, 3), None, out=(2, 6, 7, 7)), CONV, id=name)
             for name in ["cudnn_convolution", "miopen_convolution", "mkldnn_convolution", "_slow_conv2d_forward"]
         ],
+        # what is added to the result comes second; in place, first
+        pytest.param(
+            shapes(
+                *("mkldnn::_convolution_pointwise.binary", X, (2, 6, 7, 7), (6, 4, 3, 3), None, [0, 0]),
+                *([1, 1], [1, 1], 1, "add", None, None, [], None),
+                out=(2, 6, 7, 7),
+            ),
+            CONV,
+            id="convolution and a sum",
+        ),
+        pytest.param(
+            shapes(
+                *("mkldnn::_convolution_pointwise_.binary", (2, 6, 7, 7), X, (6, 4, 3, 3), None, [0, 0]),
+                *([1, 1], [1, 1], 1, "add", None, None, [], None),
+                out=(2, 6, 7, 7),
+            ),
+            CONV,
+            id="convolution and a sum in place",
+        ),
+        # a scale and a zero point for the input, a tensor of each for the weight's 6 channels
+        pytest.param(
+            shapes(
+                *("onednn::qconv2d_pointwise", X, 0.1, 3, (6, 4, 3, 3), (6,), (6,), None, [1, 1], [0, 0], [1, 1], 1),
+                *(0.2, 5, None, "none", [], None),
+                out=(2, 6, 7, 7),
+            ),
+            CONV,
+            id="quantized convolution",
+        ),
         pytest.param(
             shapes("_conv_depthwise2d", X, (8, 1, 3, 3), (3, 3), None, out=(2, 8, 7, 7)), 2 * 49 * 8 * 9, id="depthwise"
         ),
@@ -519,6 +560,43 @@ YES, NO = (True, True, True), (False, False, False)
             2 * CONV,
             id="mps_convolution_backward",
         ),
+        *[
+            pytest.param(
+                shapes("_slow_conv2d_backward", (2, 6, 7, 7), X, (6, 4, 3, 3), [3, 3], [1, 1], [0, 0], mask),
+                sum(mask[:2]) * CONV,
+                id=f"_slow_conv2d_backward {mask}",
+            )
+            for mask in [YES, (True, False, True), (False, True, False), (False, False, True)]
+        ],
+        # the overload that says by what it writes to which gradients it computes: all
+        pytest.param(
+            shapes(
+                *("_slow_conv2d_backward", (2, 6, 7, 7), X, (6, 4, 3, 3), [3, 3], [1, 1], [0, 0]),
+                grad_input=X,
+                grad_weight=(6, 4, 3, 3),
+                grad_bias=(6,),
+            ),
+            2 * CONV,
+            id="_slow_conv2d_backward, written to",
+        ),
+        # 25 inputs meet 4 x 3 x 3 x 3, as above
+        *[
+            pytest.param(
+                shapes(
+                    *("mps_convolution_transpose_backward", (2, 4, 5, 5), (2, 6, 12, 12), (4, 3, 3, 3)),
+                    *([0, 0], [1, 1], [2, 2], [1, 1], 2, mask),
+                ),
+                sum(mask) * 2 * 25 * 4 * 3 * 9,
+                id=f"mps_convolution_transpose_backward {mask}",
+            )
+            for mask in [(True, True), (True, False), (False, True)]
+        ],
+        # 7 steps of 2, 3 taps; both gradients, always
+        pytest.param(
+            shapes("conv_tbc_backward", (7, 2, 6), (9, 2, 4), (3, 4, 6), (6,), 0),
+            2 * 7 * 2 * 3 * 4 * 6,
+            id="conv_tbc_backward",
+        ),
         pytest.param(
             shapes("torchvision::deform_conv2d", X, (6, 4, 3, 3), (2, 18, 7, 7), out=(2, 6, 7, 7)),
             CONV,
@@ -533,6 +611,33 @@ YES, NO = (True, True, True), (False, False, False)
             shapes("linear_backward", (2, 3, 4), (2, 3, 5), (5, 4), YES), 2 * 2 * 3 * 4 * 5, id="linear_backward"
         ),
         pytest.param(shapes("mkldnn_linear_backward", (6, 4), (6, 5), (5, 4), NO), 0, id="mkldnn_linear_backward"),
+        # one gradient each: 6 rows of 5 with the 5 x 4 weight; of 5 and of 4 with each other
+        pytest.param(
+            shapes("mkldnn_linear_backward_input", [2, 3, 4], (2, 3, 5), (5, 4), out=(2, 3, 4)),
+            2 * 3 * 5 * 4,
+            id="mkldnn_linear_backward_input",
+        ),
+        pytest.param(
+            shapes("mkldnn_linear_backward_weights", (2, 3, 5), (2, 3, 4), (5, 4), True, out=[(5, 4), (5,)]),
+            2 * 3 * 5 * 4,
+            id="mkldnn_linear_backward_weights",
+        ),
+        # 2 images of 4 x 5 points with 2 coordinates, of 2 x 3 x 4 with 3: each meets a point of the grid and a one
+        pytest.param(
+            shapes("affine_grid_generator_backward", (2, 4, 5, 2), [2, 3, 4, 5], False, out=(2, 2, 3)),
+            2 * 20 * 2 * 3,
+            id="affine grid backward",
+        ),
+        pytest.param(
+            shapes("affine_grid_generator_backward", (2, 2, 3, 4, 3), [2, 1, 2, 3, 4], True, out=(2, 3, 4)),
+            2 * 24 * 3 * 4,
+            id="affine grid backward, 3d",
+        ),
+        pytest.param(
+            shapes("cudnn_affine_grid_generator_backward", (2, 4, 5, 2), 2, 3, 4, 5, out=(2, 2, 3)),
+            2 * 20 * 2 * 3,
+            id="cudnn affine grid backward",
+        ),
         pytest.param(shapes("matmul_backward", (3, 5), (3, 4), (4, 5), (True, False)), 3 * 4 * 5, id="matmul_backward"),
         # weights packed for a kernel: the result and the input tell the inner dimension
         pytest.param(
@@ -546,6 +651,15 @@ YES, NO = (True, True, True), (False, False, False)
             3 * 4 * 6 + 2 * 5 * 7,
             id="_foreach_mm",
         ),
+        # 3 x 4 by 4 x 5, and 3 x 6 by 6 x 5; the last argument is what is written to
+        pytest.param(
+            shapes("inductor::_mm_plus_mm", (3, 4), (4, 5), (3, 6), (6, 5), (3, 5), out=(3, 5)),
+            3 * 4 * 5 + 3 * 6 * 5,
+            id="_mm_plus_mm",
+        ),
+        # a dimension of size 1 meets one of 4: what is summed before the product, the shapes do not tell
+        pytest.param(shapes("einsum", "ij,jk->ik", [(3, 1), (4, 5)], out=(3, 5)), None, id="einsum, broadcast"),
+        pytest.param(shapes("tensordot", (3, 1), (4, 5), [1], [0], out=(3, 5)), None, id="tensordot, broadcast"),
         pytest.param(
             shapes("_scaled_grouped_mm", (32, 16), (4, 16, 8), (32,), (4, 8), (4,), out=(32, 8)),
             32 * 16 * 8,
@@ -561,6 +675,17 @@ YES, NO = (True, True, True), (False, False, False)
             for name in ["_cudnn_rnn_backward", "miopen_rnn_backward"]
             for mask in [(False, False, False, True), (True, False, False, False)]
         ],
+        # the batch is sixth, after gradients of the result and the states and what the forward has kept of the gates
+        # and cells; the weights of two layers are ninth, after the results of all layers and the states
+        pytest.param(
+            shapes(
+                *("lstm_mps_backward", (5, 2, 6), None, None, (2, 5, 2, 24), (2, 5, 2, 6), (5, 2, 4), (2, 5, 2, 6)),
+                *([(2, 2, 6), (2, 2, 6)], [(24, 4), (24, 6), (24,), (24,), (24, 6), (24, 6), (24,), (24,)]),
+                *(True, 2, 0.0, True, False, False),
+            ),
+            2 * 10 * (LSTM + 24 * 6 + 24 * 6),
+            id="lstm_mps_backward",
+        ),
         # 8 tokens in a packed batch; an LSTM with projection
         pytest.param(
             shapes("lstm.data", (8, 4), (5,), [(1, 2, 3), (1, 2, 6)], [(24, 4), (24, 3), (24,), (24,), (3, 6)]),
@@ -573,6 +698,16 @@ YES, NO = (True, True, True), (False, False, False)
             3 * 8 * 4 * 11,
             id="linear cross entropy",
         ),
+        # a loss for each token: the backward is ops of its own
+        pytest.param(
+            shapes(
+                *("torch_nn::_linear_cross_entropy_batch_chunked_no_reduction", (8, 4), (11, 4), (8,), (11,), None),
+                *(-100, 4, "auto", torch.float32),
+                out=(8,),
+            ),
+            8 * 4 * 11,
+            id="linear cross entropy of each",
+        ),
         # two sequences, 4 heads of size 8; 3 and 5 queries can only be told apart if all have the same length
         pytest.param(
             shapes("_flash_attention_forward", *[(8, 4, 8)] * 3, (3,), (3,), 5, 5, 0.0, False, False),
@@ -584,6 +719,25 @@ YES, NO = (True, True, True), (False, False, False)
             shapes("_flash_attention_forward", (5, 4, 8), (7, 4, 8), (7, 4, 8), (2,), (2,), 5, 7, 0.0, False, False),
             Count(5 * 7 * 4 * 8 * 2),
             id="varlen, one sequence",
+        ),
+        # the first argument is what is written to
+        pytest.param(
+            shapes(
+                *("_flash_attention_forward_no_dropout_inplace", (5, 4, 8), (5, 4, 8), (7, 4, 8), (7, 4, 8)),
+                *((2,), (2,), 5, 7, 0.0, False, False),
+                out=(4, 5),
+            ),
+            Count(5 * 7 * 4 * 8 * 2),
+            id="varlen, one sequence, written to",
+        ),
+        pytest.param(
+            shapes(
+                *("_flash_attention_forward_no_dropout_inplace", *[(8, 4, 8)] * 4, (3,), (3,), 4, 4, 0.0, False, False),
+                block_table=(2, 1),
+                out=(4, 8),
+            ),
+            None,
+            id="K is looked up, written to",
         ),
         # 2 x 4 queries, and 7 keys in all: 4 x 7 pairs, however the keys are split
         pytest.param(
@@ -614,6 +768,20 @@ YES, NO = (True, True, True), (False, False, False)
             None,
             id="varlen_attn, part of K",
         ),
+        pytest.param(
+            shapes("torch_attn::_varlen_attn_out", *[(8, 4, 8)] * 4, (3,), (3,), 4, 4, False, out=(4, 8)),
+            Count(2 * 4 * 4 * 4 * 8 * 2),
+            id="varlen_attn_out",
+        ),
+        pytest.param(
+            shapes(
+                *("torch_attn::_varlen_attn_out", *[(8, 4, 8)] * 4, (3,), (3,), 4, 4, False, None, None, False),
+                *(None, (2, 1)),
+                out=(4, 8),
+            ),
+            None,
+            id="varlen_attn_out, K is looked up",
+        ),
         # (batch, heads, tokens, size), unlike the others
         pytest.param(
             shapes("_cudnn_attention_forward", Q, K, K, None, None, None, 5, 7, True), Count(2 * QK), id="cudnn kernel"
@@ -622,6 +790,16 @@ YES, NO = (True, True, True), (False, False, False)
             shapes("_cudnn_attention_backward", Q, Q, K, K, *[None] * 7, 5, 7),
             Count(4 * QK, QK),
             id="cudnn kernel backward",
+        ),
+        # (tokens of all, heads, size): 2 x 4 queries with 7 keys in all, 4 x 7 pairs. The offsets and the greatest
+        # lengths come after the result, its log-sum-exp, seed, offset and bias
+        pytest.param(
+            shapes(
+                *("_cudnn_attention_backward", (8, 4, 8), (8, 4, 8), (7, 4, 8), (7, 4, 8), (8, 4, 8), (8, 4, 1)),
+                *((), (), None, (3,), (3,), 4, 6, 0.0, False),
+            ),
+            Count(2 * 4 * 7 * 4 * 8 * 2, 4 * 7 * 4 * 8),
+            id="cudnn kernel backward, varlen",
         ),
         pytest.param(
             shapes("higher_order::flex_attention_backward", Q, K, K, Q, (2, 4, 5), Q),
@@ -796,6 +974,28 @@ def test_every_aten_op_has_one_answer_and_the_unknown_ones_are_these() -> None:
     assert unknown == UNKNOWN_ATEN
 
 
+def test_of_the_primitives_only_these_are_unknown() -> None:
+    """``prims``, which torch decomposes other ops into, have no contraction of their own but in these."""
+    import_module("torch._inductor.inductor_prims")  # it adds the second group, for compiled code alone
+    known = {Verdict.ZERO, Verdict.UNKNOWN}
+    answers = {
+        name.removeprefix("prims::"): {classify(getattr(packet, overload)) for overload in packet.overloads()}
+        for name, packet in packets().items()
+        if name.startswith("prims::")
+    }
+    assert all(len(overloads) == 1 and overloads < known for overloads in answers.values())
+    assert {name for name, overloads in answers.items() if overloads == {Verdict.UNKNOWN}} == words(
+        """
+        fft_c2c fft_c2r fft_r2c svd
+
+        _low_memory_max_pool_offsets_to_indices _low_memory_max_pool_with_offsets _unsafe_index_put_
+        inductor_cvt_e8m0_rceil inductor_force_stride_order inductor_lookup_seed inductor_rand_eager_offset
+        inductor_rand_eager_offsets inductor_randint inductor_random inductor_seed inductor_seeds
+        prepare_softmax_online
+        """
+    )
+
+
 def test_no_op_is_in_two_tables() -> None:
     listed = [name for names in conventions.ZERO.values() for name in names]
     assert len(listed) == len(set(listed))
@@ -823,6 +1023,7 @@ def test_every_name_in_the_tables_is_an_op() -> None:
         "quantized",
         "inductor",
         "profiler",
+        "prims",
         "rngprims",
         "quantization",
     }
