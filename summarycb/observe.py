@@ -210,7 +210,8 @@ class Observation:
     def _begin(self, model: nn.Module) -> None:
         assert self._exit is not None
         structure = walk(model)
-        self._began_at = self._version()
+        if self._on_step is not None:
+            self._began_at = self._version()
         records = self._records = Records(structure)
         records.calls = Calls(structure)
         records.flops = Flops()

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from summarycb import specs, tree
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
-from summarycb.specs import Nested, Opaque, Spec, TensorSpec
-from summarycb.tree import MAX_INT, ModelSummary, ModuleSummary, Work
+from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
+from summarycb.tree import MAX_INT, CallGroup, ModelSummary, ModuleSummary, Work
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
@@ -158,7 +158,7 @@ def _encode_fields(value: Any, skip: str = "") -> dict[str, Any]:
 
 
 _encode_often = lru_cache(maxsize=1024)(_encode_fields)
-_OFTEN = {TensorSpec, Work}
+_OFTEN = {BufferSpec, CallGroup, ParameterSpec, TensorSpec, Work}
 _AS_IT_IS = {type(None), str, int, bool}
 
 

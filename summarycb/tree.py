@@ -133,14 +133,16 @@ class ModuleSummary:
         held = [b for b in self.buffers if b.shared_with is None]
         if not owned and not held:
             return (0,) * (len(Amounts._fields) - len(WORK))
+        elements, size = add(*[p.numel for p in owned]), add(*[p.bytes for p in owned])
+        in_parts = any(p.local_shape is not None for p in owned)
         return (
-            add(*[p.numel for p in owned]),
-            add(*[p.numel for p in owned if p.trainable]),
+            elements,
+            elements if all(p.trainable for p in owned) else add(*[p.numel for p in owned if p.trainable]),
             add(*[b.numel for b in held]),
-            add(*[p.bytes for p in owned]),
+            size,
             add(*[b.bytes for b in held]),
-            add(*[p.local_numel for p in owned]),
-            add(*[p.local_bytes for p in owned]),
+            add(*[p.local_numel for p in owned]) if in_parts else elements,
+            add(*[p.local_bytes for p in owned]) if in_parts else size,
             add(*[p.gradient for p in owned]),
             add(*[p.optimizer_state for p in owned]),
         )

@@ -96,6 +96,7 @@ class Memory:
         self._device = parameters[0].device.type if parameters else "cpu"
         # sharded parameters are gathered into storages that are emptied and filled without an operation
         self._resizes = structure.flattened or any(hasattr(p, "_local_tensor") for p in parameters)
+        self._lazy = any(map(torch.nn.parameter.is_lazy, parameters))
         self._allocator = Allocator(parameters)
         for parameter in parameters:
             if not torch.nn.parameter.is_lazy(parameter):
@@ -196,9 +197,10 @@ class Memory:
         """What the modules hold now is theirs: lazy parameters, new buffers, weights that were gathered."""
         if self._resizes:
             self._measure(list(self._alive.values()))
-        handles = [module.__dict__.get("_handle") for module in self._structure.modules()]  # FSDP1's
-        flat = [handle.flat_param for handle in handles if hasattr(handle, "flat_param")]
-        for parameter in (*self._structure.parameters(), *flat):
+        held = list(self._structure.parameters()) if self._resizes or self._lazy else []
+        if self._resizes:
+            held += [whole for p in held if (whole := getattr(p, "_full_param_padded", None)) is not None]  # of FSDP1
+        for parameter in held:
             if not torch.nn.parameter.is_lazy(parameter):
                 for alive in self._made(parameter, _ACTIVATIONS):
                     self._turn(alive, _COPIES if self._resizes else _PARAMETERS)
