@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -51,7 +52,9 @@ def step(rank: int, port: int, folder: Path, wrap: Callable[[nn.Module], nn.Modu
     model = wrap(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 6)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with summarycb.observe(model) as observation:
-        model(torch.rand(5, 8)).square().mean().backward()
+        loss = model(torch.rand(5, 8)).square().mean()
+        gc.collect()  # FSDP may leave what it gathered in a cycle, which is alive until then
+        loss.backward()
         optimizer.step()
     assert observation.summary is not None
     observation.summary.save(folder / f"{rank}.json")
