@@ -25,6 +25,7 @@ from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
 from summarycb.collect.memory import Stretch, storage_bytes
 from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name
+from summarycb.garbage import collection_paused
 from summarycb.specs import BufferSpec, Opaque, ParameterSpec
 from summarycb.tree import (
     WORK,
@@ -72,6 +73,7 @@ class Records:
                 self.precision = f"{dtype_name(torch.get_autocast_dtype(device))} autocast"
 
 
+@collection_paused()
 def build(records: Records, context: dict[str, Any]) -> ModelSummary:
     """The summary of the records. What fails is left out and said; the structure itself is always there."""
     held = describe(records.structure, records.tensor_bytes)
@@ -84,6 +86,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
         memory=_memory(records),
         environment=_environment(records, context),
         optimizer_macs=_optimizer_macs(records),
+        unplaced_backward_macs=_unplaced_macs(records),
         observed="structure" if records.calls is None else "step" if records.backward else "forward",
         notes=tuple(notes),
         incomplete=tuple(records.incomplete),
@@ -195,6 +198,14 @@ def _bounded(groups: list[CallGroup]) -> tuple[CallGroup, ...]:
     return tuple(groups)
 
 
+def _unplaced_macs(records: Records) -> int | None:
+    """All of the backward's MACs, when some of them are nobody's; None when all are somebody's, or one is unknown."""
+    flops = records.flops
+    if flops is None or (UNPLACED, BACKWARD) not in flops.macs or any(p == BACKWARD for _, p, _ in flops.unknown):
+        return None
+    return sum(macs for (_, phase), macs in flops.macs.items() if phase == BACKWARD)
+
+
 def _optimizer_macs(records: Records) -> int | None:
     flops = records.flops
     if flops is None or any(phase == OPTIMIZER for _, phase, _ in flops.unknown):
@@ -265,10 +276,8 @@ def _unknown_notes(records: Records) -> list[Note]:
         by_op[op].add(f"{phase} of {where}")
     notes = []
     if (UNPLACED, BACKWARD) in records.flops.macs:
-        total = sum(macs for (_, phase), macs in records.flops.macs.items() if phase == BACKWARD)
         why = "modules ran in other threads" if calls.strange_nodes else "a graph has too many nodes to ask each"
-        text = f"whose backward it is could not be told, because {why}: all of it together is {total:,} MACs"
-        notes.append(Note("unplaced", text))
+        notes.append(Note("unplaced", f"whose backward it is could not be told, because {why}"))
     for op, places in sorted(by_op.items()):
         listed = sorted(places)
         rest = f" and {len(listed) - 4} more places" if len(listed) > 4 else ""

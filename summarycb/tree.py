@@ -361,7 +361,8 @@ class ModelSummary:
 
     ``outside`` is what the step did outside any module: the loss, augmentation. ``optimizer_macs`` is what the
     optimizer's step computed. ``observed`` is ``"structure"``, ``"forward"`` or ``"step"`` (a backward ran too).
-    ``incomplete`` holds the reasons for which parts are missing, empty when none is.
+    ``unplaced_backward_macs`` is all of the backward together, where it could not be told whose it is: then no row
+    has any. ``incomplete`` holds the reasons for which parts are missing, empty when none is.
     """
 
     root: ModuleSummary
@@ -369,6 +370,7 @@ class ModelSummary:
     memory: Memory
     environment: Environment
     optimizer_macs: int | None = None
+    unplaced_backward_macs: int | None = None
     observed: Observed = "structure"
     notes: tuple[Note, ...] = ()
     incomplete: tuple[str, ...] = ()
@@ -422,7 +424,8 @@ class ModelSummary:
     @property
     def backward_macs(self) -> int | None:
         """Backward MACs of the step, without recomputation."""
-        return add(self.root.total.backward_macs, self.outside.backward_macs)
+        rows = add(self.root.total.backward_macs, self.outside.backward_macs)
+        return self.unplaced_backward_macs if rows is None else rows
 
     @property
     def backward_flops(self) -> int | None:

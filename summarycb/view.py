@@ -52,6 +52,15 @@ class View:
     notes: tuple[str, ...]
 
 
+_DEFAULTS = {
+    "structure": STRUCTURE,
+    "forward": tuple(
+        key for key in DEFAULT if key != "saved_activations"
+    ),  # without a backward nothing is saved for it
+    "step": DEFAULT,
+}
+
+
 def check_depth(depth: object) -> int | None:
     """``depth``, or SummaryError when it is neither None (every level) nor a number from 0 (the root alone) on."""
     if depth is None or (isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0):
@@ -75,7 +84,7 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
 def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> View:
     """The rows down to ``depth`` levels below the root, each with its whole subtree's figures, and the outside row."""
     depth = check_depth(depth)
-    keys = STRUCTURE if columns is None and summary.observed == "structure" else check_columns(columns)
+    keys = _DEFAULTS[summary.observed] if columns is None else check_columns(columns)
     chosen = tuple(COLUMNS[key] for key in keys)
     rows = [
         Row(module.path, _label(module, guides), guides, tuple(column.text(module, summary) for column in chosen))
@@ -190,6 +199,8 @@ def _compute(summary: ModelSummary) -> Iterator[str]:
             yield f"recomputed {units.work(summary.recompute_flops, 'FLOPs')}"
         if summary.optimizer_macs != 0:
             yield f"optimizer {units.work(flops(summary.optimizer_macs), 'FLOPs')}"
+        if summary.hardware_flops != summary.step_flops:
+            yield f"all that ran {units.work(summary.hardware_flops, 'FLOPs')}"
 
 
 def _notes(summary: ModelSummary) -> list[str]:

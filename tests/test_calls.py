@@ -127,10 +127,9 @@ def test_a_cell_that_is_called_ten_thousand_times_is_one_row() -> None:
     # of both weights at each position, of the state at each but the first, which starts without one. torch would end
     # the process if as many nodes were asked whose they are
     backward = 10_000 * 4 * 3 * (2 + 3) + 9_999 * 4 * 3 * 3
-    assert summary["cell"].backward_macs is None
+    assert (summary["cell"].backward_macs, summary.backward_macs) == (None, backward)
     assert [note.text for note in summary.notes] == [
-        "whose backward it is could not be told, because a graph has too many nodes to ask each: "
-        f"all of it together is {backward:,} MACs"
+        "whose backward it is could not be told, because a graph has too many nodes to ask each"
     ]
     assert len(summary["cell"].call_groups or ()) <= 4
     assert len(summary.memory.timeline) <= 258

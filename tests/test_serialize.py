@@ -95,6 +95,7 @@ summary = st.builds(
         Environment, text, text, st.none() | st.booleans(), *[st.none() | text] * 5, st.none() | st.integers(1, 9)
     ),
     optimizer_macs=amount,
+    unplaced_backward_macs=amount,
     observed=st.sampled_from(["structure", "forward", "step"]),
     notes=st.lists(st.builds(Note, text, text, st.none() | text), max_size=2).map(tuple),
     incomplete=st.lists(text, max_size=2).map(tuple),

@@ -20,6 +20,7 @@ Net
 step    training · cpu · float32 · Adam · lightning · Single · in [2, 4] → out [2, 3] · 4 modules
 params  20 (75.0 % trainable) · buffers 7
 compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs · recomputed 48 FLOPs
+        all that ran 372 FLOPs
 memory  measured: weights 80 B · buffers 28 B · gradients 80 B · optimizer state 160 B
         saved activations 84 B · weight copies 16 B · batch 32 B
 peak    derived: 512 B of tensors in the backward of fc · of which weights 80 B · buffers 28 B
@@ -45,6 +46,7 @@ step    training - cpu - float32 - Adam - lightning - Single
 params  20 (75.0 % trainable) - buffers 7
 compute forward 78 MACs = 156 FLOPs - backward 168 FLOPs
         step 324 FLOPs - recomputed 48 FLOPs
+        all that ran 372 FLOPs
 memory  measured: weights 80 B - buffers 28 B
         gradients 80 B - optimizer state 160 B
         saved activations 84 B - weight copies 16 B
@@ -143,10 +145,10 @@ def test_a_model_without_parameters_has_no_line_of_memory() -> None:
     ("recomputed", "optimizer", "more"),
     [
         (0, 0, ()),
-        (3, 0, ("recomputed 6 FLOPs",)),
-        (0, 5, ("optimizer 10 FLOPs",)),  # as Muon's and Shampoo's matrix products
-        (3, 5, ("recomputed 6 FLOPs", "optimizer 10 FLOPs")),
-        (None, None, ("recomputed ? FLOPs", "optimizer ? FLOPs")),
+        (3, 0, ("recomputed 6 FLOPs", "all that ran 198 FLOPs")),  # 192 + 6
+        (0, 5, ("optimizer 10 FLOPs", "all that ran 202 FLOPs")),  # as Muon's and Shampoo's matrix products
+        (3, 5, ("recomputed 6 FLOPs", "optimizer 10 FLOPs", "all that ran 208 FLOPs")),
+        (None, None, ("recomputed ? FLOPs", "optimizer ? FLOPs", "all that ran ? FLOPs")),
     ],
 )
 def test_recomputation_and_the_optimizer_are_facts_of_their_own(
