@@ -161,11 +161,7 @@ class Observation:
             records = self._records or Records(walk(self._model))
             if self._records is not None and records.tensor_bytes is None:
                 self._measure_tensors(records)
-            if records.memory is not None:
-                try:
-                    records.memory.end()
-                except Exception as fault:
-                    self._drop_memory(fault)
+            self._tell_memory(Memory.end)
             for op, raised in ({} if records.flops is None else records.flops.faults).items():
                 self._failed(f"MACs of {op}", raised)
             self._say_what_was_not_seen(records)
@@ -241,26 +237,27 @@ class Observation:
         records = self._records
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
-        if self._on_step is not None and threading.get_ident() == self._thread:
-            if self._over and records.calls.depth == 0 and graph_task() == NO_TASK:
-                self._on_step()
-                return
-            if self._ended_without_an_optimizer(records.calls):
-                self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
-                self._on_step()
-                return
         try:
-            outermost = records.calls.enter(module, args, kwargs)
+            over = self._on_step is not None and self._is_over(records.calls)
+            outermost = not over and records.calls.enter(module, args, kwargs)
             if outermost:
                 records.saw_call(module)
         except Exception as error:
             self._drop_all("module calls", error)
             return
-        if outermost and records.memory is not None:
-            try:
-                records.memory.enter(args, kwargs)
-            except Exception as error:
-                self._drop_memory(error)
+        if over and self._on_step is not None:
+            self._on_step()
+        elif outermost:
+            self._tell_memory(lambda memory: memory.enter(args, kwargs))
+
+    def _is_over(self, calls: Calls) -> bool:
+        """As a forward is about to begin: whether it is that of another step."""
+        if threading.get_ident() != self._thread or calls.depth or graph_task() != NO_TASK:
+            return False
+        if not self._over and self._ended_without_an_optimizer(calls):
+            self._over = True
+            self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
+        return self._over
 
     def _ended_without_an_optimizer(self, calls: Calls) -> bool:
         """A backward of the model has run, and as an outermost forward begins its gradients are gone or it has changed.
@@ -268,7 +265,7 @@ class Observation:
         So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``,
         or has an optimizer that is not torch's.
         """
-        if not calls.differentiated or calls.depth or calls.in_optimizer or graph_task() != NO_TASK:
+        if not calls.differentiated or calls.in_optimizer:
             return False
         return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
 
@@ -337,26 +334,20 @@ class Observation:
         self.backward_seen = True
         if begins and records.calls is not None:
             records.calls.backward_begins()
-        if begins and records.memory is not None:
-            try:
-                records.memory.backward_begins()
-            except Exception as error:
-                self._drop_memory(error)
+        if begins:
+            self._tell_memory(Memory.backward_begins)
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
         if threading.get_ident() != self._thread:
             return
         records = self._records
-        if records is not None and records.memory is not None and self._owns(optimizer):
-            try:
-                records.memory.existed(iter_tensors(list(optimizer.state.values())))
-                records.memory.steps()
-            except Exception as error:
-                self._drop_memory(error)
-        if self._records is not None and self._records.calls is not None:
+        if records is not None and self._owns(optimizer):
+            self._tell_memory(lambda memory: memory.existed(iter_tensors(list(optimizer.state.values()))))
+            self._tell_memory(Memory.steps)
+        if records is not None and records.calls is not None:
             # an optimizer that takes a closure runs forward and backward inside its step: phases of their own
-            self._records.calls.in_optimizer = True
+            records.calls.in_optimizer = True
 
     def step_ends(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process has stepped."""
@@ -373,11 +364,7 @@ class Observation:
             self._stepped.add(id(optimizer))
             records.optimizers.add(type(optimizer).__name__)
             self._measure_tensors(records)
-            if records.memory is not None:
-                try:
-                    records.memory.stepped(optimizer)
-                except Exception as error:
-                    self._drop_memory(error)
+            self._tell_memory(lambda memory: memory.stepped(optimizer))
         if self._on_step is not None:
             # an optimizer of each parameter may step as its gradient is ready: the step is over with the backward
             self._over = graph_task() != NO_TASK
@@ -394,6 +381,14 @@ class Observation:
             records.tensor_bytes = tensor_bytes(records.structure, self._optimizers or None, self._idle())
         except Exception as error:
             self._failed("gradients and optimizer state", error)
+
+    def _tell_memory(self, what: Callable[[Memory], None]) -> None:
+        memory = None if self._records is None else self._records.memory
+        if memory is not None:
+            try:
+                what(memory)
+            except Exception as error:
+                self._drop_memory(error)
 
     def _drop_memory(self, error: Exception) -> None:
         assert self._records is not None

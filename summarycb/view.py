@@ -137,8 +137,8 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
     buffers = [f"buffers {units.exact(summary.total_buffers)}"] if summary.total_buffers else []
-    local = summary.local_params
-    here = [f"{units.exact(local)} on this rank"] if local != summary.total_params else []
+    sharded = summary.local_params != summary.total_params
+    here = [f"{units.exact(summary.local_params)} on this rank"] if sharded else []
     yield "params", (f"{units.exact(summary.total_params)} ({shares})", *here, *buffers)
     if summary.observed != "structure":
         yield "compute", tuple(_compute(summary))
@@ -156,7 +156,7 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     for kind, title in kinds.items():
         if value := getattr(memory, kind):
             known[memory.basis(kind)].append(f"{title} {units.nbytes(value)}")
-    whose = ", on this rank" if summary.local_params != summary.total_params else ""
+    whose = ", on this rank" if sharded else ""
     facts = [fact for basis, figures in known.items() for fact in _after(f"{basis}{whose}: ", figures)]
     if summary.observed == "step":  # what is unknown of a step is said; what was never observed is left out
         facts += _after("unavailable: ", [title for kind, title in kinds.items() if getattr(memory, kind) is None])

@@ -18,21 +18,9 @@ from torch.utils.checkpoint import checkpoint
 import summarycb
 from summarycb.collect.calls import RECOMPUTE, Calls, graph_task
 from summarycb.collect.modules import walk
-from summarycb.specs import Opaque, TensorSpec
+from summarycb.specs import Opaque
 from summarycb.tree import CallGroup, ModelSummary, Work
-from tests.test_observe import rows_sum_to_totals
-
-FLOAT = 4
-
-
-def spec(*shape: int) -> TensorSpec:
-    return TensorSpec(shape, "float32", "cpu")
-
-
-def known(summary: ModelSummary | None) -> ModelSummary:
-    assert summary is not None
-    assert summary.incomplete == ()
-    return summary
+from tests.test_observe import FLOAT, known, rows_sum_to_totals, spec
 
 
 class Repeats(nn.Module):

@@ -15,19 +15,12 @@ from torch.utils.checkpoint import checkpoint
 import summarycb
 from summarycb.collect.memory import Allocator
 from summarycb.tree import KINDS, Memory, ModelSummary, Moment
+from tests.test_observe import FLOAT, known
 from tests.trainings import Case
-
-FLOAT = 4
 
 
 def moment(phase: str, module: str | None, **kinds: int) -> Moment:
     return Moment(phase, module, *[FLOAT * kinds.get(kind, 0) for kind in KINDS])  # type: ignore[arg-type]
-
-
-def known(summary: ModelSummary | None) -> ModelSummary:
-    assert summary is not None
-    assert summary.incomplete == ()
-    return summary
 
 
 def test_a_timeline_by_hand() -> None:

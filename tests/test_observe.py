@@ -25,12 +25,16 @@ def spec(*shape: int, dtype: str = "float32") -> TensorSpec:
     return TensorSpec(shape, dtype, "cpu")
 
 
+def known(summary: ModelSummary | None) -> ModelSummary:
+    assert summary is not None
+    assert summary.incomplete == ()
+    return summary
+
+
 def observed(model: nn.Module, *args: Any, **kwargs: Any) -> ModelSummary:
     with summarycb.observe(model) as observation:
         model(*args, **kwargs)
-    assert observation.summary is not None
-    assert observation.summary.incomplete == ()
-    return observation.summary
+    return known(observation.summary)
 
 
 def rows_sum_to_totals(summary: ModelSummary) -> None:

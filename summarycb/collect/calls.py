@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import FrameType
+from itertools import takewhile
+from types import CodeType, FrameType
 
 import torch
 from torch.utils.checkpoint import CheckpointFunction
@@ -254,7 +255,7 @@ class Calls:
             self._asked += 1
         thread = threading.get_ident()
         # the engine runs an accelerator's nodes in a thread of its own, whose numbers a reentrant checkpoint's are
-        return self._marks[thread if thread != self._thread and _in_reentrant() else self._thread].at(number)
+        return self._marks[thread if thread != self._thread and _REENTRANT in codes() else self._thread].at(number)
 
 
 def _most_nodes() -> int:
@@ -275,27 +276,20 @@ _MOST_NODES = _most_nodes()
 
 
 def _within_checkpoint() -> bool:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not _ENGINE:
-        if frame.f_code.co_filename == _REENTRANT.co_filename:
-            return True
-        frame = frame.f_back
-    return False
+    since_the_engine = takewhile(lambda code: code is not _ENGINE, codes())
+    return any(code.co_filename == _REENTRANT.co_filename for code in since_the_engine)
 
 
-def _in_reentrant() -> bool:
+def codes() -> Iterator[CodeType]:
+    """What runs in this thread, innermost first."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not _REENTRANT:
+    while frame is not None:
+        yield frame.f_code
         frame = frame.f_back
-    return frame is not None
 
 
 def _python_depth() -> int:
-    depth = 0
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        depth, frame = depth + 1, frame.f_back
-    return depth
+    return sum(1 for _ in codes())
 
 
 @lru_cache(maxsize=4096)

@@ -57,7 +57,8 @@ class Structure:
     @property
     def flattened(self) -> bool:
         """Whether parameters are parts of flat ones, as FSDP1 makes them: their own sizes are not to be had."""
-        return any("FullyShardedDataParallel" in _names(type(node.modules[0])) for node in self.nodes)
+        wrappers = (wrapper for node in self.nodes for wrapper in node.modules[:-1])
+        return any("FullyShardedDataParallel" in _names(type(wrapper)) for wrapper in wrappers)
 
     def changed(self) -> bool:
         """Whether modules were added or taken away since."""

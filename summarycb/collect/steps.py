@@ -7,15 +7,15 @@ entry. So another thread's optimizer never meets a dict that changes.
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
+
+from summarycb.collect.calls import codes
 
 
 class Listener(Protocol):
@@ -58,12 +58,7 @@ def unlisten(known: weakref.ref[Listener]) -> None:
 
 def stepping() -> bool:
     """Whether an optimizer's step is running: one that takes a closure may have begun before anybody listened."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _STEP:
-            return True
-        frame = frame.f_back
-    return False
+    return _STEP in codes()
 
 
 def _begins(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
