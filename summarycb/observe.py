@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import NO_TASK, Calls, graph_task, iter_tensors
+from summarycb.collect.calls import NO_TASK, Calls, graph_task
 from summarycb.collect.eager import run_eagerly
 from summarycb.collect.flops import Flops
 from summarycb.collect.hooks import hook, no_warning_of_hooks
+from summarycb.collect.inputs import iter_tensors
 from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import Mode
 from summarycb.collect.modules import walk

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from summarycb.build import Records, build
-from summarycb.collect.calls import iter_tensors
+from summarycb.collect.inputs import iter_tensors
 from summarycb.collect.modules import walk
 from summarycb.errors import SummaryError
 from summarycb.observe import Observation, check_model

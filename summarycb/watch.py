@@ -32,6 +32,9 @@ def watch(
     verbose: bool = True,
     step: int = 0,
     timeout: float = 10.0,
+    framework: str | None = None,
+    strategy: str | None = None,
+    world_size: int | None = None,
 ) -> Watch:
     """Summarize the first real training step of ``model`` in a plain loop::
 
@@ -44,11 +47,12 @@ def watch(
     the gradients gone. A forward in eval mode that no backward follows does not count. Then everything is taken off,
     the summary is printed (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
     ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the interpreter's exit wait for the
-    trackers.
+    trackers. ``framework``, ``strategy`` and ``world_size`` are for what knows them, as in :func:`summarycb.observe`.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
     """
-    return Watch(model, optimizer, trackers, depth, columns, verbose, step, timeout)
+    context = {"framework": framework, "strategy": strategy, "world_size": world_size}
+    return Watch(model, optimizer, trackers, depth, columns, verbose, step, timeout, **context)
 
 
 class Watch:
@@ -66,11 +70,12 @@ class Watch:
         verbose: bool,
         step: int,
         timeout: float,
+        **context: Any,
     ) -> None:
         self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
         self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
         self._depth, self._columns = check_depth(depth), check_columns(columns)
-        self._verbose, self._step = verbose, step
+        self._verbose, self._step, self._context = verbose, step, context
         self._publisher = Publisher(resolve(trackers), check_timeout(timeout))
         self._observation: Observation | None = None
         self._handles: list[RemovableHandle] = []
@@ -117,7 +122,7 @@ class Watch:
             if self._observation is not None:
                 self._observation.discard()
             optimizers = [alive for known in self._optimizers if (alive := known()) is not None]
-            self._observation = Observation(model, optimizers)
+            self._observation = Observation(model, optimizers, **self._context)
             self._observation.start(on_step=partial(_end, weakref.ref(self)))
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
             if self._stance is not None:

@@ -24,9 +24,8 @@ from summarycb.collect.calls import (
     OUTSIDE,
     RECOMPUTE,
     graph_task,
-    hides_tensors,
-    iter_tensors,
 )
+from summarycb.collect.inputs import hides_tensors, iter_tensors
 from summarycb.collect.modules import Structure, TensorBytes
 from summarycb.tree import KINDS, Phase, add
 
