@@ -21,26 +21,18 @@ from summarycb.collect.calls import (
     UNPLACED,
     Calls,
 )
+from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
 from summarycb.collect.memory import Stretch, storage_bytes
 from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name
 from summarycb.garbage import collection_paused
 from summarycb.specs import BufferSpec, Opaque, ParameterSpec
-from summarycb.tree import (
-    WORK,
-    CallGroup,
-    Environment,
-    Memory,
-    ModelSummary,
-    ModuleSummary,
-    Moment,
-    Note,
-    Work,
-    add,
-)
+from summarycb.step import Environment, Failure, Holder, Memory, Moment, Note
+from summarycb.tree import WORK, CallGroup, ModelSummary, ModuleSummary, Work, add
 
 _MOST_GROUPS = 16
+_MOST_HOLDERS = 10
 _OTHER = Opaque("other calls")
 
 
@@ -59,6 +51,7 @@ class Records:
     training: bool | None = None
     notes: list[Note] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
+    raised: Raised | None = None
 
     def note(self, kind: str, text: str) -> None:
         """Say something about the step as a whole."""
@@ -90,6 +83,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
         observed="structure" if records.calls is None else "step" if records.backward else "forward",
         notes=tuple(notes),
         incomplete=tuple(records.incomplete),
+        failure=_failure(records),
     )
 
 
@@ -241,6 +235,31 @@ def _moment(records: Records, stretch: Stretch) -> Moment:
     slot = records.calls.slot(stretch.call)
     module = None if slot == OUTSIDE else records.structure.nodes[slot].path
     return Moment(stretch.phase, module, *stretch.kinds)
+
+
+def _failure(records: Records) -> Failure | None:
+    raised, calls, nodes = records.raised, records.calls, records.structure.nodes
+    if raised is None:
+        return None
+    rows = [] if calls is None else calls.path(raised.call)
+    module = nodes[rows[-1]].path if rows else None
+    return Failure(
+        error=raised.type_name,
+        phase=raised.phase,
+        calls=tuple([nodes[slot].path for slot in rows]),
+        inputs=calls.made[raised.call].inputs if rows and calls is not None else None,
+        operation=raised.operation,
+        operands=raised.operands,
+        out_of_memory=raised.out_of_memory,
+        alive=None if raised.alive is None or raised.phase is None else Moment(raised.phase, module, *raised.alive),
+        holders=tuple(
+            [
+                Holder(None if slot == OUTSIDE else nodes[slot].path, size)
+                for slot, size in raised.holders.most_common(_MOST_HOLDERS)
+                if size
+            ]
+        ),
+    )
 
 
 def _environment(records: Records, context: dict[str, Any]) -> Environment:

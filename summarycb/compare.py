@@ -17,7 +17,8 @@ from summarycb import units
 from summarycb.errors import SummaryError
 from summarycb.serialize import load
 from summarycb.specs import Nested, Spec, TensorSpec, spec_text
-from summarycb.tree import OUTSIDE, Environment, ModelSummary, ModuleSummary, flops, outside_row
+from summarycb.step import Environment
+from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary, flops, outside_row
 from summarycb.view import Heading, Row, View
 
 

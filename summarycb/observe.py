@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,18 +22,20 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import NO_TASK, Calls, graph_task
+from summarycb.collect.calls import NO_TASK, OUTSIDE, Calls, graph_task
 from summarycb.collect.eager import run_eagerly
+from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.hooks import hook, no_warning_of_hooks
-from summarycb.collect.inputs import iter_tensors
+from summarycb.collect.inputs import describe, iter_tensors
 from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import Mode
 from summarycb.collect.modules import walk
+from summarycb.collect.ranks import Ranks, world
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
-from summarycb.trackers import warn
+from summarycb.trackers import check_timeout, warn
 from summarycb.tree import ModelSummary
 
 
@@ -43,6 +46,7 @@ def observe(
     framework: str | None = None,
     strategy: str | None = None,
     world_size: int | None = None,
+    timeout: float = 10.0,
 ) -> Observation:
     """Observe one step of ``model`` by hand::
 
@@ -53,11 +57,14 @@ def observe(
 
     Optimizers that step inside the block and own a parameter of the model are found by themselves; name one in
     ``optimizer`` to have its state counted where it does not step. ``framework``, ``strategy`` and ``world_size`` are
-    the fields of :class:`summarycb.tree.Environment` that only the caller knows.
+    the fields of :class:`summarycb.step.Environment` that only the caller knows. Where several processes train together
+    each has to observe; rank zero's summary then has what each of them saw (``summary.ranks``), if it is told within
+    ``timeout`` seconds.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the step.
     """
-    return Observation(model, optimizer, framework=framework, strategy=strategy, world_size=world_size)
+    context = {"framework": framework, "strategy": strategy, "world_size": world_size}
+    return Observation(model, optimizer, check_timeout(timeout), **context)
 
 
 class Observation:
@@ -69,9 +76,12 @@ class Observation:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+        timeout: float = 10.0,
         **context: Any,
     ) -> None:
         self._model: nn.Module | None = check_model(model)
+        self._timeout = timeout
+        self._ranks: Ranks | None = None
         self._optimizers = check_optimizers(optimizer)
         self._stepped: set[int] = set()
         self._owned: set[int] = set()
@@ -162,22 +172,33 @@ class Observation:
             records = self._records or Records(walk(self._model))
             if self._records is not None and records.tensor_bytes is None:
                 self._measure_tensors(records)
+            if error is not None:
+                self._ended_by(error, records)
             self._tell_memory(Memory.end)
             for op, raised in ({} if records.flops is None else records.flops.faults).items():
                 self._failed(f"MACs of {op}", raised)
             self._say_what_was_not_seen(records)
-            if error is not None:
-                records.incomplete.append(f"the step raised {type(error).__name__}{_place(records, error)}")
             records.incomplete.extend(self._failures)
             records.backward = self.backward_seen
             self.summary = build(records, self._context)
         except Exception as fault:
             self._failed("the structure", fault)
             self.summary = nothing(type(self._model).__name__, list(self._failures))
+        self.summary = self._with_other_ranks(self.summary)
         if self._failures:
             warn("the model summary is incomplete: " + "; ".join(self._failures.values()))
         self._forget()
         return self.summary
+
+    def _with_other_ranks(self, summary: ModelSummary) -> ModelSummary:
+        if self._ranks is None:
+            return summary
+        timeout = self._timeout if summary.failure is None else min(self._timeout, _AFTER_AN_ERROR)
+        try:
+            return self._ranks.gather(summary, timeout)
+        except Exception as fault:
+            self._failed("what the other ranks saw", fault)
+            return replace(summary, incomplete=(*summary.incomplete, *self._failures))
 
     def _say_what_was_not_seen(self, records: Records) -> None:
         assert self._model is not None
@@ -210,6 +231,12 @@ class Observation:
         if self._on_step is not None:
             self._began_at = self._version()
         records = self._records = Records(structure)
+        if (place := world()) is not None:
+            self._context |= {"rank": place[0], "world_size": self._context.get("world_size") or place[1]}
+            try:
+                self._ranks = Ranks(structure, *place)
+            except Exception as error:
+                self._failed("the other ranks", error)
         records.calls = Calls(structure)
         records.flops = Flops()
         records.calls.in_optimizer = steps.stepping()
@@ -287,6 +314,8 @@ class Observation:
             return
         try:
             records.calls.exit(module, output)
+            if records.calls.error is not None:
+                self._look_at_memory(records.calls.error)
             if self._forward_only and records.calls.depth == 0:
                 self._mode.close()
         except Exception as error:
@@ -328,6 +357,40 @@ class Observation:
                 records.memory.op(made, place, args, out)
             except Exception as error:
                 self._drop_memory(error)
+
+    def saw_error(self, func: Any, args: tuple[Any, ...], error: Exception) -> None:
+        """An operation has raised: what nobody handles may end the step."""
+        records = self._records
+        if records is None or records.calls is None:
+            return
+        try:
+            raised = records.calls.error = Raised.by(error, *records.calls.where(graph_task(), False))
+            raised.operation, raised.operands = str(func), describe(tuple(iter_tensors(args)))
+        except Exception as fault:
+            self._failed("where the step failed", fault)
+        else:
+            self._look_at_memory(raised)
+
+    def _ended_by(self, error: BaseException, records: Records) -> None:
+        """The step is over because it raised."""
+        try:
+            calls = records.calls
+            records.raised = Raised.by(error, OUTSIDE, None) if calls is None else calls.failed(error)
+            self._look_at_memory(records.raised)
+        except Exception as fault:
+            self._failed("where the step failed", fault)
+        records.incomplete.append(f"the step raised {type(error).__name__}{_place(records)}")
+
+    def _look_at_memory(self, raised: Raised) -> None:
+        """What was alive as it was raised, once: later the error's frames may have been left."""
+
+        def look(memory: Memory) -> None:
+            raised.alive, raised.phase = memory.now(), raised.phase or memory.phase
+            if raised.out_of_memory and self._records is not None and self._records.calls is not None:
+                raised.holders = memory.holders(self._records.calls, self._optimizers)
+
+        if raised.alive is None:
+            self._tell_memory(look)
 
     def _task_changes(self, task: int, records: Records) -> None:
         """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
@@ -407,12 +470,15 @@ class Observation:
         self._failures.setdefault(f"{kind})", f"{kind}: {error})")
 
 
+_AFTER_AN_ERROR = 2.0
+"""How long, at most, the user's exception is held up."""
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 
 
-def _place(records: Records, error: BaseException) -> str:
-    slot = None if records.calls is None else records.calls.failed(error)
-    return "" if slot is None else f" in {records.structure.nodes[slot].path or 'the root'}"
+def _place(records: Records) -> str:
+    if records.raised is None or records.calls is None or records.raised.call < 0:
+        return ""
+    return f" in {records.structure.nodes[records.calls.slot(records.raised.call)].path or 'the root'}"
 
 
 def check_model(model: object) -> nn.Module:

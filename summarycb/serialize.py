@@ -2,7 +2,7 @@
 
 The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``. Modules
 are one flat list in definition order, each with the index of its parent, so that the nesting of the file does not grow
-with the model's. Reading never executes anything: JSON only, bounded in size, every field checked as ``tree.py`` says.
+with the model's. Reading never executes anything: JSON only, bounded in size, every field checked as it is declared.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from summarycb import specs, tree
+from summarycb import specs, step, tree
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
-from summarycb.tree import MAX_INT, CallGroup, ModelSummary, ModuleSummary, Work
+from summarycb.step import MAX_INT, Rank
+from summarycb.tree import CallGroup, ModelSummary, ModuleSummary, Work
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
@@ -62,6 +63,16 @@ def loads(text: str, source: str = "the text") -> ModelSummary:
         raise SummaryError(f"{source}: the modules or shapes are nested too deeply") from None
     except SummaryError as error:
         raise SummaryError(f"{source}: {error}") from None
+
+
+def dumps_rank(rank: Rank) -> str:
+    """What one rank observed, as JSON text, for :func:`loads_rank`."""
+    return json.dumps(_encode_fields(rank), allow_nan=False)
+
+
+def loads_rank(text: str) -> Rank:
+    """What :func:`dumps_rank` wrote."""
+    return typing.cast(Rank, _decoder(Rank)(json.loads(text), "rank"))
 
 
 def read(path: str | Path) -> ModelSummary:
@@ -273,7 +284,7 @@ def _decode_shape(value: Any, where: str) -> tuple[int, ...]:
 
 def _dataclass_decoder(kind: type) -> _Decoder:
     names = {f.name: f for f in fields(kind) if f.init}
-    hints = typing.get_type_hints(kind, vars(specs) | vars(tree), include_extras=True)
+    hints = typing.get_type_hints(kind, vars(specs) | vars(step) | vars(tree), include_extras=True)
     # the tree above a module or a summary is put together here, not read from nested JSON
     made = {"children", "root"}
     decoders = {

@@ -10,22 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from summarycb.errors import SummaryError
 from summarycb.specs import BufferSpec, ParameterSpec, Spec
+from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pandas import DataFrame
 
-MAX_INT = 2**63 - 1
-"""The largest size or amount: torch's own sizes are int64."""
-Positive: TypeAlias = Annotated[int, range(1, MAX_INT + 1)]
 Observed: TypeAlias = Literal["structure", "forward", "step"]
-Phase: TypeAlias = Literal["forward", "backward", "recompute", "optimizer"]
-Basis: TypeAlias = Literal["measured", "derived", "unavailable"]
 
 
 def add(*values: int | None) -> int | None:
@@ -253,108 +249,6 @@ def flops(macs: int | None) -> int | None:
     return None if macs is None else 2 * macs
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """The bytes of tensors that were alive at once, by kind, while ``module`` ran in ``phase``.
-
-    ``module`` is None outside of modules, where an optimizer steps too, and deep in the backward of very many nodes.
-    ``activations`` is what the forward, or its recomputation, made, kept or not; ``temporaries`` what the
-    backward and the optimizer made, unless it has become a gradient or optimizer state.
-    """
-
-    phase: Phase
-    module: str | None
-    parameters: int
-    buffers: int
-    gradients: int
-    optimizer_state: int
-    activations: int
-    weight_copies: int
-    batch: int
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        """The sum over all kinds."""
-        return sum(getattr(self, kind) for kind in KINDS)
-
-
-KINDS = tuple(f.name for f in fields(Moment))[2:]
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes by kind, on this rank; None where it was not observed, and :meth:`basis` says how a figure is known.
-
-    ``parameters``, ``buffers``, ``gradients`` and ``optimizer_state`` are the distinct storages of the real objects at
-    the end of the step. ``saved_activations`` is what the forward, loss included, had left alive when backward began,
-    without parameters, buffers, the batch and ``weight_copies``: copies of weights that the step made, in low precision
-    by autocast or whole ones of sharded parameters.
-
-    ``timeline`` holds, for each stretch of the step within one module and phase, the moment when most was alive, in
-    order; neighbours are merged where there are many, of which the larger stays. ``peak_at`` is the largest of all:
-    a sum of tensors on the type of device that holds the parameters, while the step is observed (under any dispatch
-    mode autograd sums the gradients of a tensor with several uses out of place). Kernels' workspaces are no tensors;
-    ``allocator_peak`` has them, where an allocator tells (CUDA). ``simulated``: on the meta device, where sizes are
-    derived from shapes and nothing is allocated.
-    """
-
-    parameters: int | None = None
-    buffers: int | None = None
-    gradients: int | None = None
-    optimizer_state: int | None = None
-    saved_activations: int | None = None
-    weight_copies: int | None = None
-    batch: int | None = None
-    peak_at: Moment | None = None
-    timeline: tuple[Moment, ...] = ()
-    allocator_peak: int | None = None
-    simulated: bool = False
-
-    @property
-    def peak(self) -> int | None:
-        """The largest sum of tensors that were alive at once."""
-        return None if self.peak_at is None else self.peak_at.total
-
-    @property
-    def unexplained(self) -> int | None:
-        """What the allocator's peak has beyond the tensors' peak: workspaces, rounding, tensors of other code."""
-        return None if self.allocator_peak is None or self.peak is None else self.allocator_peak - self.peak
-
-    def basis(self, figure: str) -> Basis:
-        """How a figure is known: ``"measured"`` on real storages or by the allocator, ``"derived"``, ``"unavailable"``.
-
-        The tensors' peak is derived, as a sum over measured storages, and so is everything on the meta device.
-        """
-        if getattr(self, figure) is None:
-            return "unavailable"
-        return "derived" if self.simulated or figure in ("peak", "unexplained") else "measured"
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Under what the step was observed; None where it is not known."""
-
-    summarycb: str
-    torch: str | None = None
-    training: bool | None = None
-    device: str | None = None
-    precision: str | None = None
-    optimizer: str | None = None
-    framework: str | None = None
-    strategy: str | None = None
-    world_size: Positive | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something the figures do not say by themselves; ``path`` is the module it is about, None when it is the step."""
-
-    kind: str
-    text: str
-    path: str | None = None
-
-
 @dataclass(frozen=True)
 class ModelSummary:
     """The summary of one observed step, or of a structure alone (then every figure of a step is None).
@@ -362,7 +256,9 @@ class ModelSummary:
     ``outside`` is what the step did outside any module: the loss, augmentation. ``optimizer_macs`` is what the
     optimizer's step computed. ``observed`` is ``"structure"``, ``"forward"`` or ``"step"`` (a backward ran too).
     ``unplaced_backward_macs`` is all of the backward together, where it could not be told whose it is: then no row
-    has any. ``incomplete`` holds the reasons for which parts are missing, empty when none is.
+    has any. ``incomplete`` holds the reasons for which parts are missing, empty when none is. ``failure`` is what the
+    step raised. ``ranks`` holds, where several processes trained together, what each of them observed; all else is of
+    the process that made the summary.
     """
 
     root: ModuleSummary
@@ -374,6 +270,8 @@ class ModelSummary:
     observed: Observed = "structure"
     notes: tuple[Note, ...] = ()
     incomplete: tuple[str, ...] = ()
+    failure: Failure | None = None
+    ranks: tuple[Rank, ...] = ()
 
     @cached_property
     def modules(self) -> Mapping[str, ModuleSummary]:
@@ -449,6 +347,29 @@ class ModelSummary:
     def hardware_flops(self) -> int | None:
         """What ran: the model figure, recomputation and the optimizer's own contractions."""
         return add(self.step_flops, self.recompute_flops, flops(self.optimizer_macs))
+
+    @property
+    def all_ranks_flops(self) -> int | None:
+        """The step's model FLOPs on all ranks together.
+
+        None where a rank is missing, and where products count at their global size on each rank (tensor parallelism).
+        """
+        if self.environment.world_size == 1:
+            return self.step_flops
+        if len(self.ranks) != self.environment.world_size or any(note.kind == "global" for note in self.notes):
+            return None
+        return flops(add(*[macs for rank in self.ranks for macs in (rank.forward_macs, rank.backward_macs)]))
+
+    def over_ranks(self, figure: str) -> tuple[Rank, Rank] | None:
+        """The ranks with the least and the most of a figure of :class:`~summarycb.step.Memory`, as ``"peak"``.
+
+        None where no ranks were gathered, or the figure is unknown on one of them.
+        """
+        known = [(value, rank) for rank in self.ranks if (value := getattr(rank.memory, figure)) is not None]
+        if not known or len(known) < len(self.ranks):
+            return None
+        least, most = min(known, key=lambda pair: pair[0]), max(known, key=lambda pair: pair[0])
+        return least[1], most[1]
 
     def __str__(self) -> str:
         return self.to_text()

@@ -13,8 +13,9 @@ from summarycb import units
 from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
-from summarycb.specs import spec_text
-from summarycb.tree import KINDS, Memory, ModelSummary, ModuleSummary, flops, outside_row
+from summarycb.specs import Spec, spec_text
+from summarycb.step import KINDS, Failure, Memory, Moment
+from summarycb.tree import ModelSummary, ModuleSummary, flops, outside_row
 
 CONVENTION = (
     "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
@@ -126,12 +127,13 @@ def _label(module: ModuleSummary, guides: tuple[bool, ...]) -> str:
 
 def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     root, memory, environment = summary.root, summary.memory, summary.environment
+    if summary.failure is not None:
+        yield "failed", tuple(_failure(summary, summary.failure))
     mode = {None: None, True: "training", False: "eval mode"}[environment.training]
     under = [mode, environment.device, environment.precision, environment.optimizer]
     facts = [fact for fact in (*under, environment.framework, environment.strategy) if fact]
     if root.call_groups:
-        given = root.inputs[0] if isinstance(root.inputs, tuple) and len(root.inputs) == 1 else root.inputs
-        facts.append(f"in {spec_text(given)} → out {spec_text(root.outputs)}")
+        facts.append(f"in {_given(root.inputs)} → out {spec_text(root.outputs)}")
     modules = len(summary.modules)
     yield summary.observed, (*facts, f"{modules:,} module{'' if modules == 1 else 's'}")
 
@@ -143,39 +145,94 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     if summary.observed != "structure":
         yield "compute", tuple(_compute(summary))
 
-    kinds = {
-        "parameters": "weights",
-        "buffers": "buffers",
-        "gradients": "gradients",
-        "optimizer_state": "optimizer state",
-        "saved_activations": "saved activations",
-        "weight_copies": "weight copies",
-        "batch": "batch",
-    }
     known: dict[str, list[str]] = {"measured": [], "derived": []}
-    for kind, title in kinds.items():
+    for kind, title in _KINDS.items():
         if value := getattr(memory, kind):
             known[memory.basis(kind)].append(f"{title} {units.nbytes(value)}")
     whose = ", on this rank" if sharded else ""
     facts = [fact for basis, figures in known.items() for fact in _after(f"{basis}{whose}: ", figures)]
     if summary.observed == "step":  # what is unknown of a step is said; what was never observed is left out
-        facts += _after("unavailable: ", [title for kind, title in kinds.items() if getattr(memory, kind) is None])
+        facts += _after("unavailable: ", [title for kind, title in _KINDS.items() if getattr(memory, kind) is None])
     if facts:
         yield "memory", tuple(facts)
     if (moment := memory.peak_at) is not None:
         place = "" if moment.module is None else f" of {moment.module or root.type_name}"
-        parts = [(title, getattr(moment, kind)) for kind, title in {**kinds, **_PASSING}.items() if kind in KINDS]
         yield (
             "peak",
             (
                 f"{memory.basis('peak')}: {units.nbytes(moment.total)} of tensors in the {moment.phase}{place}",
-                *_after("of which ", [f"{title} {units.nbytes(value)}" for title, value in parts if value]),
+                *_after("of which ", _parts(moment)),
                 *_allocator(memory, "cuda" in (environment.device or "")),
             ),
         )
+    if summary.ranks:
+        yield "ranks", tuple(_ranks(summary))
 
 
+_KINDS = {
+    "parameters": "weights",
+    "buffers": "buffers",
+    "gradients": "gradients",
+    "optimizer_state": "optimizer state",
+    "saved_activations": "saved activations",
+    "weight_copies": "weight copies",
+    "batch": "batch",
+}
+_MOST_CALLERS = 12
 _PASSING = {"activations": "activations", "temporaries": "temporaries"}
+
+
+def _parts(moment: Moment) -> list[str]:
+    titles = {kind: title for kind, title in {**_KINDS, **_PASSING}.items() if kind in KINDS}
+    return [f"{title} {units.nbytes(value)}" for kind, title in titles.items() if (value := getattr(moment, kind))]
+
+
+def _given(inputs: Spec) -> str:
+    return spec_text(inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs)
+
+
+def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
+    module = summary.modules.get(failure.module or "") if failure.calls else None
+    phase = "" if failure.phase is None else f" in the {failure.phase}"
+    place = "outside any module" if module is None else f"{_named(module)}, a {module.type_name}"
+    yield f"{failure.error}{phase}: {place}"
+    if failure.calls[:-1]:
+        callers = [_named(summary.modules[path]) for path in failure.calls[:-1]]
+        yield "called by " + " → ".join(["…"] * (len(callers) > _MOST_CALLERS) + callers[-_MOST_CALLERS:])
+    if module is not None:
+        yield f"given {_given(failure.inputs)}"
+        yield from _after("with ", [f"{p.name} {'?' if p.shape is None else list(p.shape)}" for p in module.parameters])
+    if failure.operation is not None:
+        yield f"{failure.operation} of {spec_text(failure.operands)}"
+    if failure.alive is not None:
+        yield from _after(f"alive {units.nbytes(failure.alive.total)}: ", _parts(failure.alive))
+    holders = [
+        f"{'no module' if held.module is None else held.module or summary.root.type_name} {units.nbytes(held.bytes)}"
+        for held in failure.holders
+    ]
+    yield from _after("most held by ", holders)
+
+
+def _named(module: ModuleSummary) -> str:
+    return module.path or module.type_name
+
+
+def _ranks(summary: ModelSummary) -> Iterator[str]:
+    """How many there are, and each kind of memory of which they have more or less, with the rank that has most."""
+    yield f"{len(summary.ranks)} of {summary.environment.world_size} observed"
+    if summary.all_ranks_flops is not None:
+        yield f"step {units.work(summary.all_ranks_flops, 'FLOPs')} on all"
+    for kind, title in {"peak": "peak", "allocator_peak": "by the allocator", **_KINDS}.items():
+        if (found := summary.over_ranks(kind)) is None:
+            continue
+        least, most = (getattr(rank.memory, kind) for rank in found)
+        if least != most:
+            yield f"{title} {units.nbytes(least)} to {units.nbytes(most)} (rank {found[1].rank})"
+        elif kind == "peak" and len(summary.ranks) > 1:
+            yield f"{title} {units.nbytes(most)} on each"
+    for rank in summary.ranks:
+        if rank.failure is not None and rank.rank != summary.environment.rank:
+            yield f"rank {rank.rank}: {rank.failure.error} in {rank.failure.module or 'the step'}"
 
 
 def _after(prefix: str, facts: list[str]) -> list[str]:

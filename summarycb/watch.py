@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from summarycb.collect.eager import run_eagerly
 from summarycb.observe import Observation, check_model, check_optimizers
-from summarycb.render.terminal import show
+from summarycb.render.terminal import show, show_failure
 from summarycb.trackers import Publisher, Report, check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
@@ -47,7 +48,8 @@ def watch(
     the gradients gone. A forward in eval mode that no backward follows does not count. Then everything is taken off,
     the summary is printed (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
     ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the interpreter's exit wait for the
-    trackers. ``framework``, ``strategy`` and ``world_size`` are for what knows them, as in :func:`summarycb.observe`.
+    trackers, and rank zero for the other ranks: where several processes train together, each has to watch.
+    ``framework``, ``strategy`` and ``world_size`` are for what knows them, as in :func:`summarycb.observe`.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
     """
@@ -76,7 +78,8 @@ class Watch:
         self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
         self._depth, self._columns = check_depth(depth), check_columns(columns)
         self._verbose, self._step, self._context = verbose, step, context
-        self._publisher = Publisher(resolve(trackers), check_timeout(timeout))
+        self._timeout = check_timeout(timeout)
+        self._publisher = Publisher(resolve(trackers), self._timeout)
         self._observation: Observation | None = None
         self._handles: list[RemovableHandle] = []
         self._stance: Callable[[], None] | None = None
@@ -122,7 +125,7 @@ class Watch:
             if self._observation is not None:
                 self._observation.discard()
             optimizers = [alive for known in self._optimizers if (alive := known()) is not None]
-            self._observation = Observation(model, optimizers, **self._context)
+            self._observation = Observation(model, optimizers, self._timeout, **self._context)
             self._observation.start(on_step=partial(_end, weakref.ref(self)))
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
             if self._stance is not None:
@@ -142,7 +145,10 @@ class Watch:
                 self.summary = observation.stop(error)
         finally:
             self._disarm()
-        if observation is None or self.summary is None or not _is_rank_zero():
+        if observation is None or self.summary is None:
+            return
+        if not _is_rank_zero():
+            show_failure(self.summary)
             return
         try:
             if self._verbose:
@@ -215,5 +221,7 @@ def _is_rank_zero() -> bool:
 
 
 def _close(watch: weakref.ref[Watch]) -> None:
+    """The interpreter ends; if by an error, ``sys.last_value`` has it."""
     if (alive := watch()) is not None:
-        alive.close()
+        alive._finish(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+        alive.flush()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
-from summarycb.tree import CallGroup, Environment, Memory, ModelSummary, ModuleSummary, Moment, Note, Work
+from summarycb.step import Environment, Memory, Moment, Note
+from summarycb.tree import CallGroup, ModelSummary, ModuleSummary, Work
 
 
 def tensor(*shape: int, dtype: str = "float32") -> TensorSpec:

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import summarycb
 from summarycb.collect.memory import Allocator
-from summarycb.tree import KINDS, Memory, ModelSummary, Moment
+from summarycb.step import KINDS, Memory, Moment
+from summarycb.tree import ModelSummary
 from tests.test_observe import FLOAT, known
 from tests.trainings import Case
 

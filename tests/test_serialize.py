@@ -17,18 +17,8 @@ from hypothesis import strategies as st
 from summarycb import ModelSummary, SummaryError, load
 from summarycb.serialize import MAX_BYTES, SCHEMA_VERSION
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, TensorSpec
-from summarycb.tree import (
-    KINDS,
-    MAX_INT,
-    WORK,
-    CallGroup,
-    Environment,
-    Memory,
-    ModuleSummary,
-    Moment,
-    Note,
-    Work,
-)
+from summarycb.step import KINDS, MAX_INT, Environment, Failure, Holder, Memory, Moment, Note, Rank
+from summarycb.tree import WORK, CallGroup, ModuleSummary, Work
 from tests.literal import SUMMARY
 
 SCHEMA = jsonschema.Draft202012Validator(json.loads(files("summarycb").joinpath("summary.schema.json").read_text()))
@@ -84,16 +74,46 @@ module = st.deferred(
         children=st.just(()) | st.lists(module, max_size=2).map(tuple),
     )
 )
+memory = st.builds(
+    Memory, *[amount] * 7, st.none() | moment, st.lists(moment, max_size=2).map(tuple), amount, st.booleans()
+)
+failure = st.none() | st.builds(
+    Failure,
+    text,
+    st.none() | st.sampled_from(["forward", "backward", "recompute", "optimizer"]),
+    st.lists(text, max_size=2).map(tuple),
+    spec,
+    st.none() | text,
+    spec,
+    st.booleans(),
+    st.none() | moment,
+    st.lists(st.builds(Holder, st.none() | text, st.integers(0, MAX_INT)), max_size=2).map(tuple),
+)
+rank = st.builds(
+    Rank,
+    st.integers(0, MAX_INT),
+    st.none() | text,
+    *[amount] * 3,
+    memory,
+    st.lists(text, max_size=2).map(tuple),
+    failure,
+)
 summary = st.builds(
     ModelSummary,
     root=module,
     outside=work,
-    memory=st.builds(
-        Memory, *[amount] * 7, st.none() | moment, st.lists(moment, max_size=2).map(tuple), amount, st.booleans()
-    ),
+    memory=memory,
     environment=st.builds(
-        Environment, text, text, st.none() | st.booleans(), *[st.none() | text] * 5, st.none() | st.integers(1, 9)
+        Environment,
+        text,
+        text,
+        st.none() | st.booleans(),
+        *[st.none() | text] * 5,
+        st.none() | st.integers(1, 9),
+        amount,
     ),
+    failure=failure,
+    ranks=st.lists(rank, max_size=2).map(tuple),
     optimizer_macs=amount,
     unplaced_backward_macs=amount,
     observed=st.sampled_from(["structure", "forward", "step"]),

@@ -24,8 +24,9 @@ import pytest
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.serialize import load
 from summarycb.specs import Nested, Opaque, ParameterSpec, TensorSpec
+from summarycb.step import Environment, Memory, Moment, Note
 from summarycb.trackers import Publisher, Report, check_names, names, open_reference, resolve, wrap
-from summarycb.tree import Environment, Memory, ModelSummary, ModuleSummary, Moment, Note, Work
+from summarycb.tree import ModelSummary, ModuleSummary, Work
 from tests.literal import group
 
 # mlflow 3.17 uses an option that SQLAlchemy 2.1 deprecates

@@ -11,7 +11,8 @@ import pytest
 from summarycb import SummaryError
 from summarycb.columns import COLUMNS
 from summarycb.render.terminal import show
-from summarycb.tree import Environment, Memory, ModelSummary, ModuleSummary, Work
+from summarycb.step import Environment, Memory
+from summarycb.tree import ModelSummary, ModuleSummary, Work
 from summarycb.view import select
 from tests.literal import FC, HEAD, ROOT, SUMMARY
 

@@ -18,10 +18,11 @@ from types import CodeType, FrameType
 import torch
 from torch.utils.checkpoint import CheckpointFunction
 
+from summarycb.collect.failures import Raised
 from summarycb.collect.inputs import describe, describe_call
 from summarycb.collect.modules import Structure
 from summarycb.specs import Spec
-from summarycb.tree import Phase
+from summarycb.step import Phase
 
 OUTSIDE = -1
 """The row, and the call, of what ran outside of modules."""
@@ -102,8 +103,8 @@ class Calls:
         self.in_optimizer = False
         self.raised = False
         """An outermost call has ended by an error."""
-        self._failed = OUTSIDE
-        self._error = 0  # an id: the error itself would keep its frames, and their tensors, alive
+        self.error: Raised | None = None
+        """The last error of an operation or a module that nobody is known to have handled."""
         self.other_threads = False
         self.strange_nodes = False
         """Another thread may have made nodes, whose numbers are given out by that thread for itself."""
@@ -178,11 +179,11 @@ class Calls:
         self._marks[thread].add(self._stack[-1].call if self._stack else OUTSIDE)
         error = sys.exc_info()[1]
         if error is None or error is frame.error:
-            self._error = 0  # an earlier one has been handled, and its id may be another's next
-        elif frame.task == NO_TASK:
-            if id(error) != self._error:  # the innermost call is the first that it leaves
-                self._error, self._failed = id(error), frame.slot
-            self.raised = self.raised or not self._stack
+            self.error = None  # an earlier one has been handled, and its id may be another's next
+        else:
+            if self.error is None or self.error.id != id(error):  # the innermost call is the first that it leaves
+                self.error = Raised.by(error, frame.call, FORWARD if frame.task == NO_TASK else RECOMPUTE)
+            self.raised = self.raised or (frame.task == NO_TASK and not self._stack)
         if frame.outer:
             outputs = describe(output)
             self.made[frame.call].outputs = self._specs.setdefault(outputs, outputs)
@@ -197,16 +198,24 @@ class Calls:
                 return waiting.pop(place)
         return next((n for n in range(len(self.made) - 1, -1, -1) if self.made[n].slot == slot), None)
 
-    def failed(self, error: BaseException) -> int | None:
-        """The slot of the innermost call that ``error`` ended; None when it was raised outside of modules."""
+    def failed(self, error: BaseException) -> Raised:
+        """What ``error``, which ends the step, or what it comes from, has ended."""
         if self._stack:  # an interrupt: torch calls no hook on its way out
-            return self._stack[-1].slot
+            return Raised.by(error, self._stack[-1].call, FORWARD)
         cause: BaseException | None = error
-        while cause is not None:
-            if id(cause) == self._error:
-                return self._failed
+        while cause is not None and self.error is not None:
+            if id(cause) == self.error.id:
+                return self.error
             cause = cause.__cause__ or cause.__context__
-        return None
+        return Raised.by(error, OUTSIDE, None)
+
+    def path(self, call: int) -> list[int]:
+        """The rows of the calls that led to ``call``, outermost first, itself last."""
+        rows = []
+        while call >= 0:
+            rows.append(self.made[call].slot)
+            call = self.made[call].caller
+        return rows[::-1]
 
     def where(self, task: int, product: bool) -> tuple[int, Phase]:
         """The call and the phase of the operation that is running now, in the autograd engine's ``task``.

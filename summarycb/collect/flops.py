@@ -7,7 +7,7 @@ from typing import Any
 
 from summarycb.collect.calls import RECOMPUTE
 from summarycb.formulas import Formula, Verdict, evaluate
-from summarycb.tree import Phase
+from summarycb.step import Phase
 
 
 class Flops:

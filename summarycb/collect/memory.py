@@ -23,11 +23,13 @@ from summarycb.collect.calls import (
     OPTIMIZER,
     OUTSIDE,
     RECOMPUTE,
+    Calls,
     graph_task,
 )
 from summarycb.collect.inputs import hides_tensors, iter_tensors
 from summarycb.collect.modules import Structure, TensorBytes
-from summarycb.tree import KINDS, Phase, add
+from summarycb.step import KINDS, Phase
+from summarycb.tree import add
 
 _PARAMETERS, _BUFFERS, _GRADIENTS, _STATE, _ACTIVATIONS, _COPIES, _BATCH, _TEMPORARIES = range(len(KINDS))
 _MOST_STRETCHES = 256
@@ -207,6 +209,30 @@ class Memory:
             if not torch.nn.parameter.is_lazy(buffer):
                 for alive in self._made(buffer, _ACTIVATIONS):
                     self._turn(alive, _BUFFERS)
+
+    @property
+    def phase(self) -> Phase:
+        """That of the last operation that has changed what is alive."""
+        return self._now.phase
+
+    def now(self) -> list[int]:
+        """The bytes that are alive, by kind."""
+        return self._kinds.copy()
+
+    def holders(self, calls: Calls, optimizers: Sequence[torch.optim.Optimizer]) -> Counter[int]:
+        """The bytes that are alive, by row: that which owns the weight or made the tensor."""
+        owner: dict[int, int] = {}
+        for slot, node in enumerate(self._structure.nodes):
+            for tensor in node.tensors():
+                state = [optimizer.state.get(tensor) for optimizer in optimizers]
+                for held in (tensor, *iter_tensors([tensor.grad, *state])):
+                    for storage in () if torch.nn.parameter.is_lazy(held) else _storages(held):
+                        owner.setdefault(storage._cdata, slot)
+        held_bytes: Counter[int] = Counter()
+        for alive in list(self._alive.values()):
+            if alive.here:
+                held_bytes[owner.get(alive.key, calls.slot(alive.call))] += alive.bytes
+        return held_bytes
 
     def end(self) -> None:
         """The step is over: the timeline gets what is alive now, and the allocator is asked for its peak."""

@@ -18,6 +18,7 @@ class Observer(Protocol):
     """Sees operations."""
 
     def saw(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None: ...  # noqa: D102
+    def saw_error(self, func: Any, args: tuple[Any, ...], error: Exception) -> None: ...  # noqa: D102
 
 
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
@@ -38,7 +39,12 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except Exception as error:
+            if (observer := self._observer()) is not None:
+                observer.saw_error(func, args, error)
+            raise
         observer = self._observer()
         if observer is not None:
             observer.saw(func, types, args, kwargs, out)

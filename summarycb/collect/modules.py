@@ -39,6 +39,12 @@ class Node:
         """The user's module."""
         return self.modules[-1]
 
+    def tensors(self) -> list[torch.Tensor]:
+        """The parameters and buffers that are held here, and in no other row before."""
+        modules = self.modules if self.alias_of is None else []
+        held = [tensor for m in modules for tensor in (*m._parameters.values(), *m._buffers.values())]
+        return [tensor for tensor in held if tensor is not None]
+
 
 @dataclass
 class Structure:

@@ -56,6 +56,12 @@ def show(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str]
         warn(f"the model summary could not be printed: {type(error).__name__}: {error}")
 
 
+def show_failure(summary: ModelSummary) -> None:
+    """Where the step failed, of a rank that shows nothing else."""
+    if summary.failure is not None:
+        show(summary, depth=0)
+
+
 def encodable(text: str, encoding: str | None) -> str:
     """``text``, or where ``encoding`` lacks a character of it, its lines as ASCII and ``?`` for any other it lacks."""
     if encoding is None:  # a stream of text, as io.StringIO

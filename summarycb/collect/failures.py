@@ -1,0 +1,41 @@
+"""What the step raised, and where. The error itself is never kept: it would keep its frames, and their tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+
+from summarycb.specs import Spec
+from summarycb.step import Phase
+
+
+@dataclass(slots=True)
+class Raised:
+    """An error by its id, the call and the phase that it ended; the operation, if one of torch's raised it.
+
+    ``alive`` is bytes by kind at that moment, and ``holders`` bytes by row.
+    """
+
+    id: int
+    type_name: str
+    out_of_memory: bool
+    call: int
+    phase: Phase | None
+    operation: str | None = None
+    operands: Spec = None
+    alive: list[int] | None = None
+    holders: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def by(cls, error: BaseException, call: int, phase: Phase | None) -> Raised:
+        """``error`` has ended ``call``."""
+        return cls(id(error), type(error).__name__, _out_of_memory(error), call, phase)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # the allocator of the CPU has no exception of its own
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate", "out of memory"))
+    )
