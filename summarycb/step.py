@@ -134,6 +134,7 @@ class Holder:
 class Failure:
     """What the observed step raised, and where; never what the exception says, which may hold a value.
 
+    ``error`` is the type of what was raised first, where others were raised from it.
     ``phase`` is that of the operation or the call that failed, else the last one that is known before. ``calls`` are
     the modules that were being called, outermost first, so that the last one failed; empty outside of modules.
     ``inputs`` is what that call was given, and its weights are in the summary. ``operation`` is the operation of torch

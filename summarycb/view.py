@@ -131,7 +131,8 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "failed", tuple(_failure(summary, summary.failure))
     mode = {None: None, True: "training", False: "eval mode"}[environment.training]
     under = [mode, environment.device, environment.precision, environment.optimizer]
-    facts = [fact for fact in (*under, environment.framework, environment.strategy) if fact]
+    where = f"rank {environment.rank} of {environment.world_size}" if environment.rank else None  # zero's is all ranks'
+    facts = [fact for fact in (*under, environment.framework, environment.strategy, where) if fact]
     if root.call_groups:
         facts.append(f"in {_given(root.inputs)} → out {spec_text(root.outputs)}")
     modules = len(summary.modules)

@@ -1,0 +1,334 @@
+"""When the step raises: the error goes through unchanged, and the partial summary says where, on what and with what."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import summarycb
+from summarycb.specs import TensorSpec
+from summarycb.step import Failure, Holder, Moment
+from tests.trainings import NOTHING, left_behind
+
+FLOAT = 4
+ROWS = 8
+BATCH = ROWS * 6 * FLOAT
+
+
+def tensor(*shape: int) -> TensorSpec:
+    return TensorSpec(shape, "float32", "cpu")
+
+
+class Block(nn.Module):
+    """Linear(6, 5), ReLU, then Linear(given, 6); ``then`` runs in between."""
+
+    def __init__(self, given: int = 5, then: Callable[[torch.Tensor], torch.Tensor] = torch.relu) -> None:
+        super().__init__()
+        self.up, self.down, self.then = nn.Linear(6, 5), nn.Linear(given, 6), then
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.then(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, *blocks: Block) -> None:
+        super().__init__()
+        self.h = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.h:
+            x = block(x)
+        return x
+
+
+def observe(model: nn.Module, run: Callable[[], object], error: type[BaseException]) -> tuple[Any, BaseException]:
+    """The summary of a step that raises, and what it has raised."""
+    with pytest.raises(error) as raised, summarycb.observe(model) as observation:
+        run()
+    assert left_behind(model) == NOTHING
+    assert observation.summary is not None
+    assert summarycb.ModelSummary.from_json(observation.summary.to_json()) == observation.summary
+    return observation.summary, raised.value
+
+
+# a block: Linear(6, 5) has 35 elements, Linear(5, 6) has 36
+UP, DOWN = 35 * FLOAT, 36 * FLOAT
+
+
+def test_a_mismatch_of_dimensions_is_read_off() -> None:
+    """The module, what led to it, what it was given, its weights, and the operation with all its operands."""
+    model = Net(Block(), Block(given=7))
+    x = torch.rand(ROWS, 6)
+    summary, _ = observe(model, lambda: model(x), RuntimeError)
+    # the first block's weights, and Linear(6, 5) and Linear(7, 6) of the second
+    weights = UP + DOWN + UP + (7 * 6 + 6) * FLOAT
+    # of each block the ReLU's result, for its input nobody keeps; and the first block's result
+    made = ROWS * (5 + 6 + 5) * FLOAT
+    assert summary.failure == Failure(
+        error="RuntimeError",
+        phase="forward",
+        calls=("", "h.1", "h.1.down"),
+        inputs=(tensor(ROWS, 5),),
+        operation="aten.addmm.default",
+        operands=(tensor(6), tensor(ROWS, 5), tensor(7, 6)),
+        alive=Moment("forward", "h.1.down", weights, 0, 0, 0, made, 0, BATCH, 0),
+    )
+    assert summary.failure.module == "h.1.down"
+    assert [(p.name, p.shape) for p in summary["h.1.down"].parameters] == [("weight", (6, 7)), ("bias", (6,))]
+    lines = summary.to_text(depth=0).splitlines()
+    assert lines[:4] == [
+        "Net",
+        "failed  RuntimeError in the forward: h.1.down, a Linear · called by Net → h.1 · given [8, 5]",
+        "        with weight [6, 7] · bias [6] · aten.addmm.default of ([6], [8, 5], [7, 6])",
+        "        alive 1.289 KiB: weights 616 B · batch 192 B · activations 512 B",
+    ]
+    assert "incomplete: the step raised RuntimeError in h.1.down" in summary.to_text()
+
+
+def test_the_error_is_the_users() -> None:
+    """The same object, with nothing added to it; and what it holds is freed with it."""
+    error = ValueError("the user's")
+    held: list[weakref.ref[Any]] = []
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        held.append(weakref.ref(x.untyped_storage()))
+        raise error
+
+    model = Net(Block(then=fail))
+    summary, raised = observe(model, lambda: model(torch.rand(ROWS, 6)), ValueError)
+    assert raised is error
+    assert (error.__cause__, error.__context__, getattr(error, "__notes__", [])) == (None, None, [])
+    assert (summary.failure.error, summary.failure.calls, summary.failure.operation) == (
+        "ValueError",
+        ("", "h.0"),
+        None,
+    )
+    assert "the user's" not in summary.to_json() + summary.to_text()
+    error.__traceback__ = None
+    del raised
+    gc.collect()
+    assert held[0]() is None
+
+
+def test_an_exhausted_memory_says_what_holds_it() -> None:
+    """A real allocation that cannot be met: what is alive by kind, and the ten modules that hold most of it."""
+
+    def too_much(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.empty(2**50)
+
+    model = Net(*[Block() for _ in range(5)], Block(then=too_much))
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # so that gradients and state are there as the step begins
+    with pytest.raises(RuntimeError, match="can't allocate"), summarycb.observe(model, optimizer) as observation:
+        model(torch.rand(ROWS, 6))
+    assert observation.summary is not None
+    failure = observation.summary.failure
+    assert failure is not None
+    assert (failure.error, failure.out_of_memory, failure.calls, failure.operation) == (
+        "RuntimeError", True, ("", "h.5"), "aten.empty.memory_format",
+    )  # fmt: skip
+    # of each weight the value, the gradient and two moments, and a counter for each of its two tensors
+    up, down = 4 * UP + 2 * FLOAT, 4 * DOWN + 2 * FLOAT
+    # Linear(6, 5)'s result is the ReLU's input, which nobody keeps, and in the last block a local of the frame
+    assert failure.holders == tuple(
+        Holder(path, size)
+        for path, size in [
+            *[(f"h.{i}.down", down + ROWS * 6 * FLOAT) for i in range(5)],
+            ("h.5.up", up + ROWS * 5 * FLOAT),
+            ("h.5.down", down),
+            *[(f"h.{i}.up", up) for i in range(3)],
+        ]
+    )
+    assert failure.alive is not None
+    weights = 6 * (UP + DOWN)
+    made = ROWS * (5 * (5 + 6) + 5) * FLOAT
+    assert failure.alive == Moment("forward", "h.5", weights, 0, weights, 2 * weights + 24 * FLOAT, made, 0, BATCH, 0)
+    text = " ".join(observation.summary.to_text().split())
+    assert "most held by h.0.down 776 B · h.1.down 776 B" in text
+
+
+def test_an_interrupt_says_where() -> None:
+    """torch calls no hook on the way out of a KeyboardInterrupt."""
+
+    def interrupt(x: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    model = Net(Block(), Block(then=interrupt))
+    summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6)), KeyboardInterrupt)
+    failure = summary.failure
+    assert (failure.error, failure.phase, failure.calls) == ("KeyboardInterrupt", "forward", ("", "h.1"))
+    assert failure.inputs == (tensor(ROWS, 6),)
+    assert failure.alive.activations == ROWS * (5 + 6 + 5) * FLOAT
+
+
+def test_an_error_of_the_loss_is_of_no_module() -> None:
+    model = Net(Block())
+
+    def run() -> None:
+        nn.functional.nll_loss(model(torch.rand(ROWS, 6)), torch.zeros(ROWS + 1, dtype=torch.long))
+
+    summary, _ = observe(model, run, ValueError)
+    assert summary.failure == Failure(
+        error="ValueError",
+        phase="forward",
+        # the ReLU's result, the output, and the classes, int64
+        alive=Moment("forward", None, UP + DOWN, 0, 0, 0, ROWS * (5 + 6) * FLOAT + 9 * 8, 0, BATCH, 0),
+    )
+    assert summary.to_text().splitlines()[1].startswith("failed  ValueError in the forward: outside any module · alive")
+
+
+class Wrong(torch.autograd.Function):
+    """The identity, with a backward of operands that do not fit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.mm(gradient, gradient)
+
+
+def test_an_error_in_the_backward_is_of_the_module_whose_it_is() -> None:
+    model = Net(Block(), Block(then=Wrong.apply))
+    summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6)).sum().backward(), RuntimeError)
+    failure = summary.failure
+    assert (failure.error, failure.phase, failure.calls) == ("RuntimeError", "backward", ("", "h.1"))
+    assert (failure.operation, failure.operands) == ("aten.mm.default", (tensor(ROWS, 5), tensor(ROWS, 5)))
+    assert failure.alive.gradients == DOWN  # of the last layer alone
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_an_error_in_what_a_checkpoint_runs_again(reentrant: bool) -> None:
+    runs = 0
+
+    def second_time(x: torch.Tensor) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            raise ValueError("the user's")
+        return x.relu()
+
+    block = Block(then=second_time)
+    model = Net(block)
+
+    def run() -> None:
+        x = torch.rand(ROWS, 6, requires_grad=True)
+        checkpoint(block, x, use_reentrant=reentrant).sum().backward()
+
+    summary, _ = observe(model, run, ValueError)
+    assert (summary.failure.phase, summary.failure.calls) == ("recompute", ("h.0",))
+
+
+def test_an_error_of_the_optimizer() -> None:
+    model = Net(Block())
+
+    class Fails(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            torch.mm(self.param_groups[0]["params"][0].detach(), torch.rand(1, 1))
+
+    def run() -> None:
+        model(torch.rand(ROWS, 6)).sum().backward()
+        Fails(model.parameters()).step()
+
+    summary, _ = observe(model, run, RuntimeError)
+    assert (summary.failure.calls, summary.failure.operation) == ((), "aten.mm.default")
+    assert summary.failure.operands == (tensor(5, 6), tensor(1, 1))
+    assert summary.failure.alive.gradients == UP + DOWN
+
+
+def test_an_error_that_was_handled_is_not_the_one_that_ends_the_step() -> None:
+    def falls_back(x: torch.Tensor) -> torch.Tensor:
+        try:
+            return torch.mm(x, x)
+        except RuntimeError:
+            return x.relu()
+
+    model = Net(Block(then=falls_back))
+
+    def run() -> None:
+        model(torch.rand(ROWS, 6))
+        raise KeyError("the user's")
+
+    summary, _ = observe(model, run, KeyError)
+    assert (summary.failure.error, summary.failure.calls, summary.failure.operation) == ("KeyError", (), None)
+
+
+def test_an_error_that_is_raised_from_another() -> None:
+    """The module that failed is that of the cause."""
+
+    class Translates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Net(Block(given=7))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    model = Translates()
+
+    def run() -> None:
+        try:
+            model(torch.rand(ROWS, 6))
+        except RuntimeError as error:
+            raise LookupError("the user's") from error
+
+    summary, _ = observe(model, run, LookupError)
+    assert (summary.failure.error, summary.failure.module) == ("RuntimeError", "inner.h.0.down")
+
+
+def test_an_error_whose_text_cannot_be_had() -> None:
+    class Mute(RuntimeError):
+        def __str__(self) -> str:
+            raise TypeError("no text")
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise Mute
+
+    model = Net(Block(then=fail))
+    with (
+        pytest.warns(summarycb.SummaryWarning, match="incomplete"),
+        pytest.raises(Mute),
+        summarycb.observe(model) as observation,
+    ):
+        model(torch.rand(ROWS, 6))
+    assert observation.summary is not None
+    assert observation.summary.total_params == 71
+
+
+SCRIPT = """
+import sys, torch, summarycb
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+model = nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 6))
+writer = SummaryWriter(sys.argv[1])
+summarycb.watch(model, trackers=[writer])
+model(torch.rand(2, 3))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_dies_shows_and_logs_what_was_seen(tmp_path: Path) -> None:
+    """After the traceback, by itself: a plain loop has no hook for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x4 and 5x6)" in done.stderr
+    assert "failed  RuntimeError in the forward: 1, a Linear · called by Sequential · given [2, 4]" in done.stdout
+    logged = summarycb.load(f"tensorboard:{tmp_path}")
+    assert logged.failure is not None
+    assert (logged.failure.module, logged.failure.operands) == ("1", (tensor(6), tensor(2, 4), tensor(5, 6)))
