@@ -154,7 +154,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y:
 def bits(value: Any) -> Any:
     """``value`` with every tensor as its dtype, shape and bytes, so that ``==`` is bitwise equality."""
     if isinstance(value, torch.Tensor):
-        data = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), data
     if isinstance(value, dict):
         return {key: bits(item) for key, item in value.items()}
@@ -171,7 +171,7 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer, losses: objec
         "gradients": bits({name: p.grad for name, p in model.named_parameters()}),
         "buffers": bits(dict(model.named_buffers())),
         "optimizer": bits(optimizer.state_dict()),
-        "random state": (bits(torch.get_rng_state()), random.getstate()),
+        "random state": (bits(torch.get_rng_state()), bits(torch.cuda.get_rng_state_all()), random.getstate()),
         "training": {name: module.training for name, module in model.named_modules()},
         "hooks": hooks_of(model),
         "grad mode": torch.is_grad_enabled(),
