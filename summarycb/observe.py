@@ -63,7 +63,7 @@ def observe(
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the step.
     """
-    context = {"framework": framework, "strategy": strategy, "world_size": world_size}
+    context: dict[str, Any] = {"framework": framework, "strategy": strategy, "world_size": world_size}
     return Observation(model, optimizer, check_timeout(timeout), **context)
 
 
@@ -77,11 +77,12 @@ class Observation:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         timeout: float = 10.0,
+        ranks: Ranks | None = None,
         **context: Any,
     ) -> None:
         self._model: nn.Module | None = check_model(model)
         self._timeout = timeout
-        self._ranks: Ranks | None = None
+        self._ranks = ranks
         self._optimizers = check_optimizers(optimizer)
         self._stepped: set[int] = set()
         self._owned: set[int] = set()
@@ -158,6 +159,8 @@ class Observation:
         assert self._exit is not None, "start() comes first"
         self._exit.close()
         self._forget()
+        if self._ranks is not None:
+            self._ranks.withdraw()
 
     @collection_paused()
     def stop(self, error: BaseException | None = None) -> ModelSummary:
@@ -234,7 +237,7 @@ class Observation:
         if (place := world()) is not None:
             self._context |= {"rank": place[0], "world_size": self._context.get("world_size") or place[1]}
             try:
-                self._ranks = Ranks(structure, *place)
+                self._ranks = self._ranks or Ranks(structure, *place)
             except Exception as error:
                 self._failed("the other ranks", error)
         records.calls = Calls(structure)

@@ -53,7 +53,7 @@ def watch(
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
     """
-    context = {"framework": framework, "strategy": strategy, "world_size": world_size}
+    context: dict[str, Any] = {"framework": framework, "strategy": strategy, "world_size": world_size}
     return Watch(model, optimizer, trackers, depth, columns, verbose, step, timeout, **context)
 
 

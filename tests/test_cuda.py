@@ -102,6 +102,7 @@ def test_saved_activations_are_what_autograd_saves(case: Case) -> None:
 def test_the_allocators_peak_is_beside_the_tensors() -> None:
     model, optimizer = net()
     x, y = torch.rand(4096, 64, device="cuda"), torch.randint(8, (4096,), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
     with summarycb.observe(model, optimizer) as observation:
         step(model, optimizer, x, y)
     assert observation.summary is not None
@@ -125,7 +126,8 @@ def test_a_checkpoint_that_runs_again_in_the_engines_thread(reentrant: bool) -> 
     summary = observation.summary
     assert summary is not None
     assert (summary.forward_macs, summary.backward_macs) == (MACS, 2 * MACS)
-    assert summary.recompute_flops == 2 * MACS
+    # the second layer's result is needed by nobody, and the other way of checkpointing stops before it
+    assert summary.recompute_flops == 2 * (MACS if reentrant else 32 * 64 * 128)
     assert (summary["0"].forward_macs, summary["0"].backward_macs) == (32 * 64 * 128, 2 * 32 * 64 * 128)
 
 
@@ -149,8 +151,8 @@ def test_a_gradient_scaler_that_skips_the_first_step() -> None:
     assert summary is not None
     assert (summary[""].calls, summary.forward_macs, summary.backward_macs) == (1, MACS, BACKWARD)
     assert summary.environment.precision == "float16 autocast"
-    # the two weights and two biases in half precision
-    assert summary.memory.weight_copies == 2 * (64 * 128 + 128 + 128 * 8 + 8)
+    # the second weight in half precision, for its input's gradient; the others went with the end of autocast
+    assert summary.memory.weight_copies == 2 * 128 * 8
     assert left_behind(model) == NOTHING
 
 
@@ -255,6 +257,7 @@ def test_data_parallel() -> None:
     assert (hook.summary.forward_macs, hook.summary.backward_macs) == (MACS, BACKWARD)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own import, before 2.13
 def test_a_compiled_model() -> None:
     """By the default backend: the observed step is eager, the later ones are one graph."""
     torch._dynamo.reset()

@@ -1,15 +1,15 @@
 """What the other processes saw of the same step: through the key-value store that torch.distributed already has.
 
-Nothing here is collective. Each rank says that it is about to observe a model, and leaves its record in the store when
-its step is over; rank zero waits, for a bounded time, for those that have said so. So none waits for a rank that failed
-or does not observe.
+Nothing here is collective. Each rank says in the store when it begins to observe a model, and what it saw when its
+step is over; rank zero waits, for a bounded time, for those that have begun. So none waits for a rank that has failed
+or does not observe, and what a rank had seen before rank zero began is not taken for the same step.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections import Counter
 from dataclasses import replace
 
 from torch import distributed
@@ -20,9 +20,8 @@ from summarycb.serialize import dumps_rank, loads_rank
 from summarycb.step import Note, Rank
 from summarycb.tree import ModelSummary
 
-_PAUSE = 0.005
-_rounds: Counter[str] = Counter()
-"""How many steps of a model this process has told of; the other ranks count alike."""
+_SHORTEST, _LONGEST = 0.001, 0.05
+_numbers = itertools.count(1)
 
 
 def world() -> tuple[int, int] | None:
@@ -33,51 +32,67 @@ def world() -> tuple[int, int] | None:
 
 
 class Ranks:
-    """The processes that train one model; made as a step of it is about to be observed."""
+    """The processes that train one model: from when this one begins to observe a step until it tells what it saw.
+
+    Under a rank's key is the number of its observation, and below it, when that is over, what it saw.
+    """
 
     def __init__(self, structure: Structure, rank: int, size: int) -> None:
         paths = "\n".join([node.path for node in structure.nodes])
         self._model = hashlib.sha256(paths.encode(errors="surrogatepass")).hexdigest()
         self._rank, self._size = rank, size
-        _get_default_store().set(self._key("here", rank), "")
+        self._number = str(next(_numbers))
+        self._store = _get_default_store()
+        if rank == 0:
+            self._before = {other: told for other in range(1, size) if "\n" in (told := self._told(other))}
+        else:
+            self._tell(self._number)
+
+    def withdraw(self) -> None:
+        """This rank's observation has come to nothing."""
+        if self._rank != 0:
+            self._tell("")
 
     def gather(self, summary: ModelSummary, timeout: float) -> ModelSummary:
         """Tell what this rank saw; on rank zero, with what the others tell within ``timeout`` seconds."""
+        environment = summary.environment
         own = Rank(
-            self._rank,
-            summary.environment.device,
-            summary.local_params,
-            summary.forward_macs,
-            summary.backward_macs,
-            replace(summary.memory, timeline=()),
-            summary.incomplete,
-            summary.failure,
+            rank=self._rank,
+            device=environment.device,
+            local_params=summary.local_params,
+            forward_macs=summary.forward_macs,
+            backward_macs=summary.backward_macs,
+            memory=replace(summary.memory, timeline=()),
+            incomplete=summary.incomplete,
+            failure=summary.failure,
         )
-        others = self._exchange(dumps_rank(own), timeout)
         if self._rank != 0:
+            self._tell(f"{self._number}\n{dumps_rank(own)}")
             return summary
-        ranks = {0: own, **{rank: loads_rank(record) for rank, record in others.items()}}
+        ranks = {0: own, **{rank: loads_rank(told) for rank, told in self._hear(timeout).items()}}
         silent = [str(rank) for rank in range(self._size) if rank not in ranks]
         notes = [Note("ranks", f"not told what rank {', '.join(silent)} saw")] if silent else []
         return replace(summary, ranks=tuple(ranks.values()), notes=(*summary.notes, *notes))
 
-    def _exchange(self, record: str, timeout: float) -> dict[int, str]:
-        store = _get_default_store()
-        try:
-            if self._rank != 0:
-                store.set(self._key("record", self._rank), record)
-                return {}
-            here = {rank: self._key("here", rank) for rank in range(1, self._size)}
-            awaited = {rank: self._key("record", rank) for rank, key in here.items() if store.check([key])}
-            deadline = time.monotonic() + timeout
-            while not store.check([*awaited.values()]) and time.monotonic() < deadline:
-                time.sleep(_PAUSE)  # the store's own wait would not hear of Ctrl-C
-            records = {rank: store.get(key).decode() for rank, key in awaited.items() if store.check([key])}
-            for key in [*[here[rank] for rank in awaited], *[awaited[rank] for rank in records]]:
-                store.delete_key(key)
-            return records
-        finally:
-            _rounds[self._model] += 1
+    def _hear(self, timeout: float) -> dict[int, str]:
+        deadline, pause = time.monotonic() + timeout, _SHORTEST
+        heard: dict[int, str] = {}
+        awaited = range(1, self._size)
+        while True:
+            told = {rank: self._told(rank) for rank in awaited}
+            heard |= {rank: text for rank, text in told.items() if "\n" in text and text != self._before.get(rank)}
+            awaited = [rank for rank, text in told.items() if text and "\n" not in text]  # they have begun
+            if not awaited or time.monotonic() > deadline:
+                return {rank: heard[rank].partition("\n")[2] for rank in sorted(heard)}
+            time.sleep(pause)  # the store's own wait would not hear of Ctrl-C
+            pause = min(2 * pause, _LONGEST)
 
-    def _key(self, what: str, rank: int) -> str:
-        return f"summarycb/{self._model}/{_rounds[self._model]}/{what}/{rank}"
+    def _tell(self, text: str) -> None:
+        self._store.set(self._key(self._rank), text)
+
+    def _told(self, rank: int) -> str:
+        key = self._key(rank)
+        return self._store.get(key).decode() if self._store.check([key]) else ""
+
+    def _key(self, rank: int) -> str:
+        return f"summarycb/{self._model}/{rank}"
