@@ -40,6 +40,8 @@ class Report:
     def metrics(self) -> dict[str, int]:
         """Totals by flat name (``model_summary/forward_macs``): elements, bytes, MACs, FLOPs; unknown ones left out."""
         summary, memory = self.summary, self.summary.memory
+        over_ranks = summary.over_ranks("peak")
+        least, most = (None, None) if over_ranks is None else [rank.memory.peak for rank in over_ranks]
         figures = {
             "total_params": summary.total_params,
             "trainable_params": summary.trainable_params,
@@ -58,6 +60,9 @@ class Report:
             "memory_batch_bytes": memory.batch,
             "memory_peak_bytes": memory.peak,
             "memory_allocator_peak_bytes": memory.allocator_peak,
+            "all_ranks_flops": summary.all_ranks_flops if summary.ranks else None,
+            "ranks_memory_peak_min_bytes": least,
+            "ranks_memory_peak_max_bytes": most,
         }
         return {f"{PREFIX}/{name}": value for name, value in figures.items() if value is not None}
 

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import summarycb
+from summarycb.trackers import Report
 from summarycb.tree import ModelSummary
 from tests.trainings import NOTHING, left_behind
 
@@ -219,6 +220,11 @@ def test_each_rank_has_its_own_and_rank_zero_all(scene: Scene, function: Callabl
     assert f"ranks 2 of 2 observed · step {2 * 12 * (macs + backward) / 1000:.2f} KFLOPs on all · peak " in text
     assert f"saved activations {saved[0]} B to {saved[1]} B (rank 1) · batch 160 B to 224 B (rank 1)" in text
     assert "rank 1 of 2" in one.to_text()
+    assert {name: value for name, value in Report(zero).metrics.items() if "rank" in name} == {
+        "model_summary/all_ranks_flops": zero.all_ranks_flops,
+        "model_summary/ranks_memory_peak_min_bytes": zero.memory.peak,
+        "model_summary/ranks_memory_peak_max_bytes": one.memory.peak,
+    }
 
 
 @pytest.mark.slow

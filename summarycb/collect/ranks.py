@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import distributed
@@ -77,7 +78,7 @@ class Ranks:
     def _hear(self, timeout: float) -> dict[int, str]:
         deadline, pause = time.monotonic() + timeout, _SHORTEST
         heard: dict[int, str] = {}
-        awaited = range(1, self._size)
+        awaited: Sequence[int] = range(1, self._size)
         while True:
             told = {rank: self._told(rank) for rank in awaited}
             heard |= {rank: text for rank, text in told.items() if "\n" in text and text != self._before.get(rank)}
