@@ -147,10 +147,11 @@ class Watch:
             self._disarm()
         if observation is None or self.summary is None:
             return
-        if not _is_rank_zero():
-            show_failure(self.summary)
-            return
         try:
+            if not _is_rank_zero():
+                if self._verbose:
+                    show_failure(self.summary)
+                return
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)
             self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
