@@ -1,6 +1,6 @@
 """What observing a training step costs, as ratios within one interleaved run, and what a very large model costs.
 
-    python benchmarks/step.py [--quick] [--repeats N] [--write]
+    python benchmarks/step.py [--quick] [--repeats N] [--device cuda] [--write]
 
 Each repetition runs every way to run the step once, in an order that rotates, and each ratio is taken within its
 repetition, so that a machine that is slow for a while is slow for all of them. The plain step has a model of its own
@@ -230,11 +230,19 @@ def time_case(case: Case, repeats: int) -> Timings:
     return Timings(case, counter.ops, seconds)
 
 
+def wait() -> None:
+    """Until an accelerator has done what it was told."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def clock(run: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds and the result; what an earlier run left to the garbage collector is not on this one's bill."""
     gc.collect()
+    wait()
     start = time.perf_counter()
     result = run()
+    wait()
     return time.perf_counter() - start, result
 
 
@@ -337,6 +345,8 @@ def machine() -> str:
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
+    if torch.get_default_device().type == "cuda":
+        cpu = f"{torch.cuda.get_device_name()} beside {cpu}"
     return (
         f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
@@ -368,9 +378,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 repetitions")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} beside this file")
     parser.add_argument("--only", default="", help="only the models whose name contains this")
+    parser.add_argument("--device", default="cpu", help="where the models train")
     options = parser.parse_args()
     if options.write and options.only:
         parser.error("--write keeps the results of all models; leave --only out")
+    torch.set_default_device(options.device)
     repeats: int = options.repeats or (3 if options.quick else 9)
     logging.disable(logging.WARNING)  # transformers recommends faster kernels for the slow path we want
     warnings.filterwarnings("ignore", module="torch")
