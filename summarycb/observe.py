@@ -214,7 +214,10 @@ class Observation:
             ran = f"backward ran {records.memory.backwards:,} times within the step"
             self.note("backwards", f"{ran}; saved activations are those before the one that found the most")
         if records.memory is not None and records.memory.batch is None:
-            self.note("batch", "an input holds what cannot be looked into: what the step made of it counts as saved")
+            self.note(
+                "batch",
+                "an input holds what cannot be looked into, or too much: what the step made of it counts as saved",
+            )
         if records.structure.changed():
             records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import summarycb
 from summarycb.errors import SummaryError
-from summarycb.specs import Nested, Opaque, TensorSpec
+from summarycb.specs import TensorSpec
 from summarycb.tree import Amounts, CallGroup, ModelSummary, Work, add
 from tests.trainings import CASES, NOTHING, Block, Case, left_behind, loss_of
 
@@ -252,100 +250,6 @@ def test_a_peak_by_hand() -> None:
     assert memory.peak == (weights + given + hidden + 1 + 1 + 8 + 20) * FLOAT
     assert memory.peak_at is not None
     assert (memory.peak_at.phase, memory.peak_at.module) == ("backward", "1")
-
-
-# Inputs and outputs
-
-
-@dataclasses.dataclass
-class Pair:
-    left: torch.Tensor
-    right: torch.Tensor | None = None
-
-
-class Point(NamedTuple):
-    x: torch.Tensor
-    y: object
-
-
-class Returns(nn.Module):
-    """Gives back what it is told to."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
-
-
-T = torch.zeros(2, 3)
-KINDS: dict[str, tuple[Any, Any]] = {
-    "tensor": (T, spec(2, 3)),
-    "none": (None, None),
-    "tuple": ((T, None, (T,)), (spec(2, 3), None, (spec(2, 3),))),
-    "list": ([T, 3, "x"], (spec(2, 3), Opaque("int"), Opaque("str"))),
-    "dict": ({"a": T, "b": {"c": T}}, Nested("dict", (("a", spec(2, 3)), ("b", Nested("dict", (("c", spec(2, 3)),)))))),
-    "dataclass": (Pair(T), Nested("Pair", (("left", spec(2, 3)), ("right", None)))),
-    "namedtuple": (Point(T, 1.5), Nested("Point", (("x", spec(2, 3)), ("y", Opaque("float"))))),
-    "no tensor": (object(), Opaque("object")),
-    "class": (Pair, Opaque("type")),
-    "integer": (torch.zeros(4, dtype=torch.int64), spec(4, dtype="int64")),
-    "bool": (torch.zeros((), dtype=torch.bool), spec(dtype="bool")),
-    "meta": (torch.zeros(7, device="meta"), TensorSpec((7,), "float32", "meta")),
-    "sparse": (torch.eye(3).to_sparse(), spec(3, 3)),
-    "empty": ((), ()),
-    "long list": ([T] * 70, (*[spec(2, 3)] * 64, Opaque("6 more"))),
-}
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_what_goes_in_and_comes_out(kind: str) -> None:
-    """In its real nesting, without a value."""
-    value, expected = KINDS[kind]
-    module = observed(Returns(value), value, key=value)[""]
-    assert module.outputs == expected
-    assert module.inputs == Nested("arguments", (("0", expected), ("key", expected)))
-    if isinstance(module.outputs, Mapping):
-        assert list(module.outputs) == [name for name, _ in expected.items_]
-
-
-def test_positional_arguments_alone_are_a_tuple() -> None:
-    assert observed(Returns(None), T, T)[""].inputs == (spec(2, 3), spec(2, 3))
-
-
-def test_keywords_alone() -> None:
-    module = observed(Returns(None), ids=T, mask=None)[""]
-    assert module.inputs == Nested("arguments", (("ids", spec(2, 3)), ("mask", None)))
-    assert module.inputs["ids"] == spec(2, 3)  # type: ignore[index,call-overload]
-
-
-def test_a_transformers_output() -> None:
-    from transformers.modeling_outputs import CausalLMOutput
-
-    output = CausalLMOutput(logits=T, hidden_states=(T, T))
-    assert observed(Returns(output))[""].outputs == Nested(
-        "CausalLMOutput", (("logits", spec(2, 3)), ("hidden_states", (spec(2, 3), spec(2, 3))))
-    )
-
-
-def test_a_nested_tensor() -> None:
-    """Its ragged size is no number: the parts that it is stored in are shown."""
-    parts = [torch.zeros(2, 3), torch.zeros(4, 3)]
-    jagged = torch.nested.nested_tensor(parts, layout=torch.jagged)
-    assert observed(Returns(None), jagged)[""].inputs == (
-        Nested("NestedTensor", (("values", spec(6, 3)), ("offsets", spec(3, dtype="int64")))),
-    )
-
-
-def test_a_structure_that_contains_itself() -> None:
-    endless: list[Any] = [T]
-    endless.append(endless)
-    inputs = observed(Returns(None), endless)[""].inputs
-    for _ in range(7):
-        assert isinstance(inputs, tuple)
-        inputs = inputs[-1]
-    assert summarycb.ModelSummary.from_json(observed(Returns(None), endless).to_json()) is not None
 
 
 def test_batches_of_different_shapes_are_kept_apart() -> None:
@@ -753,24 +657,6 @@ def test_no_value_and_no_path_is_stored() -> None:
     assert observation.summary is not None
     assert [module.config for module in observation.summary.root.children] == ["", "p=0.1"]
     assert observation.summary["0"].inputs == ({"Tensor": spec(2), "7": spec(2), "x": spec(2)},)
-
-
-def test_a_batch_that_cannot_be_looked_into_has_no_known_size() -> None:
-    class Graph:
-        def __init__(self) -> None:
-            self.nodes = torch.rand(4, 3)
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, graph: Graph, hops: int) -> torch.Tensor:
-            return self.fc(graph.nodes)
-
-    summary = observed(Net(), Graph(), 2)
-    assert summary[""].inputs == (Opaque("Graph"), Opaque("int"))
-    assert summary.memory.batch is None
 
 
 def test_a_module_that_the_forward_adds_is_said() -> None:

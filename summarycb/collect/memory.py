@@ -26,13 +26,15 @@ from summarycb.collect.calls import (
     Calls,
     graph_task,
 )
-from summarycb.collect.inputs import hides_tensors, iter_tensors
+from summarycb.collect.inputs import attributes_of, iter_tensors, look_into
 from summarycb.collect.modules import Structure, TensorBytes
 from summarycb.step import KINDS, Phase
 from summarycb.tree import add
 
 _PARAMETERS, _BUFFERS, _GRADIENTS, _STATE, _ACTIVATIONS, _COPIES, _BATCH, _TEMPORARIES = range(len(KINDS))
 _MOST_STRETCHES = 256
+_MOST_INPUTS = 250_000
+"""Values that are looked at to find the tensors of a batch."""
 
 
 class Makes(IntEnum):
@@ -117,16 +119,20 @@ class Memory:
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A call of an outermost module begins: what it is given and the step did not make is the batch.
 
-        The batch is unknown when an object that cannot be looked into is among the inputs.
+        The batch is unknown when what cannot be looked into, or has no storage to follow, is among the inputs.
         """
-        if graph_task() == NO_TASK:
-            found = 0
-            for tensor in iter_tensors((args, kwargs)):
+        if graph_task() != NO_TASK:
+            return
+        found = 0
+        tensors, whole = look_into((args, kwargs), _MOST_INPUTS)
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass may answer with code of its own
+            for tensor in tensors:
+                whole = whole and bool(_storages(tensor))
                 found += self._follow(tensor, _BATCH, OUTSIDE, FORWARD)
                 if not tensor.requires_grad:  # a batch may be made, or moved to its device, within the step
                     found += sum(self._turn(a, _BATCH) for a in self._made(tensor, _ACTIVATIONS) if a.call == OUTSIDE)
-            self.batch = add(self.batch, None if hides_tensors((args, kwargs)) else found)
-            self._note(OUTSIDE, FORWARD)
+        self.batch = add(self.batch, found if whole else None)
+        self._note(OUTSIDE, FORWARD)
 
     def existed(self, tensors: Iterable[torch.Tensor]) -> None:
         """Optimizer state that was alive all through the step, as is found only now."""
@@ -250,14 +256,15 @@ class Memory:
             key = storage._cdata
             if key in self._alive:
                 continue
+            here = tensor.is_cpu if self._device == "cpu" else tensor.device.type == self._device
             alive = self._alive[key] = _Alive(storage, self._free)
             alive.key, alive.kind, alive.call, alive.phase = key, kind, call, phase
             alive.bytes = size = storage.nbytes()
             self._time += 1
             alive.since = self._time
             added += size
-            alive.here = tensor.is_cpu if self._device == "cpu" else tensor.device.type == self._device
-            if alive.here:
+            alive.here = here
+            if here:
                 self._live += size
                 self._kinds[kind] += size
         return added
@@ -372,7 +379,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
-    """The storages behind a tensor: one, or those of the parts of a sparse, nested or sharded one."""
+    """The storages behind a tensor: one, or those of the parts of a sparse, nested, sharded or wrapped one."""
     if type(tensor) in _PLAIN:
         try:
             return (tensor.untyped_storage(),)
@@ -383,21 +390,25 @@ def _storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
         return _storages(local)
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return _storages(torch._C._functorch.get_unwrapped(tensor))
-    parts: tuple[torch.Tensor, ...] = ()  # opaque (mkldnn) memory has no storage to follow
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        try:
+            return [s for p in _parts(tensor) for s in ([p.untyped_storage()] if p is tensor else _storages(p))]
+        except NotImplementedError:  # a subclass that keeps its values elsewhere
+            return []
+
+
+def _parts(tensor: Any) -> tuple[torch.Tensor, ...]:
+    if hasattr(type(tensor), "__tensor_flatten__"):  # a wrapper: its own storage has a size, but no memory
+        return tuple(part for _, part in attributes_of(tensor) if isinstance(part, torch.Tensor))
     if tensor.layout is torch.strided:
-        parts = (tensor,)
-    elif tensor.layout is torch.sparse_coo:
-        parts = (tensor._indices(), tensor._values())
-    elif tensor.layout is torch.jagged:
-        parts = (tensor._values, tensor._offsets)  # type: ignore[assignment,attr-defined]
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        parts = (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
-    try:
-        return [part.untyped_storage() for part in parts]
-    except NotImplementedError:  # a subclass that keeps its values elsewhere
-        return []
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()  # opaque (mkldnn) memory has no storage to follow
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
