@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import summarycb
-from summarycb.collect.inputs import describe
+from summarycb.collect.inputs import describe, look_into
 from summarycb.specs import Nested, Opaque, Spec, TensorSpec, spec_text
 from summarycb.tree import ModelSummary
 from tests.trainings import everything
@@ -433,11 +433,11 @@ def test_what_goes_in_and_comes_out(kind: str) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_batch_is_freed(kind: str) -> None:
     """Nothing of it is kept alive by an observation or its summary."""
-    make, _, _, read = KINDS[kind]
+    make, _, size, read = KINDS[kind]
     value = made_of(make)
-    found = [thing for thing in gc.get_referents(value) if isinstance(thing, Tensor)]
-    found += [value] if isinstance(value, (Tensor, Graph, Data, Frame)) else []
+    found = [*look_into(value)[0], *([value] if isinstance(value, (Graph, Data, Frame)) else [])]
     alive = [weakref.ref(thing) for thing in found]
+    assert alive or size == 0
     trained, summary = train(value, read, watch=True)
     del value, found, trained
     gc.collect()
