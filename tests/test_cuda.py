@@ -259,11 +259,11 @@ def test_data_parallel() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own import, before 2.13
 def test_a_compiled_model() -> None:
-    """By the default backend: the observed step is eager, the later ones are one graph."""
+    """The observed step is eager, the later ones are one graph."""
     torch._dynamo.reset()
     torch.use_deterministic_algorithms(False)
     model, optimizer = net()
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="aot_eager")
     hook = summarycb.watch(compiled, verbose=False)
     step(compiled, optimizer, *batch())
     assert hook.summary is not None
