@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, Self, TypeAlias, cast
@@ -201,46 +201,64 @@ class Publisher:
     """
 
     def __init__(self, trackers: Iterable[Tracker], timeout: float = 10.0) -> None:
-        self._trackers = list(trackers)
+        self._jobs = [_Job(tracker) for tracker in trackers]
         self._timeout = timeout
-        self._jobs: list[tuple[str, threading.Thread, list[str]]] = []
+        self._published = False
 
     def publish(self, report: Report, *, step: int) -> None:
-        """Start writing; returns at once."""
-        if self._trackers and not self._jobs:
+        """Start writing; returns at once. A tracker that still writes an earlier report does not get this one."""
+        if self._jobs and not self._published:
             atexit.register(self.flush)
-        for tracker in self._trackers:
-            name, failures = type(tracker).__name__, list[str]()
-            arguments = (tracker, report, step, failures)
-            # a daemon: a tracker that never answers must not keep the process from ending
-            thread = threading.Thread(target=_write, args=arguments, name=f"summarycb-{name}", daemon=True)
-            self._jobs.append((name, thread, failures))
-            try:
-                thread.start()
-            except RuntimeError as error:  # the process may have no more threads
-                failures.append(_reason(error))
+            self._published = True
+        for job in self._jobs:
+            job.start(report, step)
 
     def flush(self) -> None:
         """Wait until everything is written or the time is over, then say once what was not."""
         atexit.unregister(self.flush)
+        self._published = False
         deadline = time.monotonic() + self._timeout
-        jobs, self._jobs = self._jobs, []
         reasons = []
-        for name, thread, failures in jobs:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                reasons.append(f"{name}: no answer within {self._timeout:g} s")
-            reasons += [f"{name}: {failure}" for failure in failures]
+        for job in self._jobs:
+            if job.thread is not None and job.thread.ident is not None:
+                job.thread.join(max(0.0, deadline - time.monotonic()))
+            if job.is_busy:
+                job.failures[f"no answer within {self._timeout:g} s"] = None
+            reasons += [f"{type(job.tracker).__name__}: {failure}" for failure in job.failures]
+        self._jobs = [_Job(job.tracker) for job in self._jobs]
         if reasons:
             warn("the model summary was not written to " + "; ".join(reasons))
 
 
-def _write(tracker: Tracker, report: Report, step: int, failures: list[str]) -> None:
-    try:
-        tracker.write(report, step=step)
-    except BaseException as error:  # the thread ends here: a SystemExit, too, would be lost without a word
-        failures.append(_reason(error))
+@dataclass(eq=False)
+class _Job:
+    """What is being written to one tracker, and what could not be, each reason once."""
+
+    tracker: Tracker
+    thread: threading.Thread | None = None
+    failures: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def is_busy(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def start(self, report: Report, step: int) -> None:
+        if self.is_busy:
+            self.failures["was still busy with the one before"] = None
+            return
+        # a daemon: a tracker that never answers must not keep the process from ending
+        name = f"summarycb-{type(self.tracker).__name__}"
+        self.thread = threading.Thread(target=self._write, args=(report, step), name=name, daemon=True)
+        try:
+            self.thread.start()
+        except RuntimeError as error:  # the process may have no more threads
+            self.failures[_reason(error)] = None
+
+    def _write(self, report: Report, step: int) -> None:
+        try:
+            self.tracker.write(report, step=step)
+        except BaseException as error:  # the thread ends here: a SystemExit, too, would be lost without a word
+            self.failures[_reason(error)] = None
 
 
 def warn(message: str) -> None:

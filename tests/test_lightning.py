@@ -442,7 +442,7 @@ def test_a_learning_rate_finder_before_the_fit(lightning: ModuleType, tmp_path: 
 
 HOOKS = {
     "start": ("summarycb.observe", "walk"),
-    "observation": ("summarycb_lightning", "Observation"),
+    "observation": ("summarycb_lightning", "_Step"),
     "context": ("summarycb_lightning", "_context"),
     "build": ("summarycb.observe", "build"),
     "show": ("summarycb_lightning", "show"),

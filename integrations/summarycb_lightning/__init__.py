@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from summarycb.errors import missing
+from summarycb.errors import SummaryError, missing
 from summarycb.observe import Observation
 from summarycb.render.terminal import show
 from summarycb.trackers import (
@@ -26,15 +26,18 @@ from summarycb.trackers import (
 )
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
+from summarycb_lightning.throughput import FlopsPerBatch
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelSummary as LightningModelSummary
+    from torch import nn
 else:
     LightningModelSummary = object
 
 # Lightning ships the same code under two names whose classes are strangers to each other.
 _PACKAGES = {"lightning.pytorch": "lightning", "pytorch_lightning": "pytorch_lightning"}
+STAGES = ("fit", "validate", "test", "predict")
 
 
 class ModelSummaryCallback(LightningModelSummary):
@@ -46,7 +49,12 @@ class ModelSummaryCallback(LightningModelSummary):
     (None: all). ``trackers="auto"`` uses the Trainer's loggers that a tracker is installed for; a list takes native
     runs, writers and loggers, references, and names: the Trainer's loggers of that kind, else the run that is active.
     ``columns`` are those of :data:`summarycb.columns.COLUMNS`.
-    ``timeout`` bounds in seconds how long the end of ``fit`` waits for the trackers. ``summary`` holds the result.
+    ``stage`` is what the Trainer is asked to do when the step is observed: the first training batch of ``fit``, or the
+    first batch, forward only, of ``validate``, ``test`` or ``predict``.
+    ``timeout`` bounds in seconds how long the end of it waits for the trackers. ``summary`` holds the result.
+
+    A ``ThroughputMonitor`` beside it is told the FLOPs of a training batch, unless the module has a
+    ``flops_per_batch`` of its own.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
     """
@@ -66,79 +74,135 @@ class ModelSummaryCallback(LightningModelSummary):
         trackers: Sequence[object] | Literal["auto"] = "auto",
         *,
         columns: Sequence[str] | None = None,
+        stage: Literal["fit", "validate", "test", "predict"] = "fit",
         verbose: bool = True,
         timeout: float = 10.0,
     ) -> None:
         super().__init__(max_depth=-1 if depth is None else check_depth(depth) or 0)
         self._depth, self._verbose, self._timeout = depth, verbose, check_timeout(timeout)
         self._columns = check_columns(columns)
+        if stage not in STAGES:
+            raise SummaryError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
+        self._stage = stage
         if trackers != "auto":
             check_names(trackers)
             # what a name or a logger stands for may begin later; anything else that no tracker takes is wrong now
             trackers = [target if _is_later(target) else resolve([target])[0] for target in trackers]
         self._trackers = trackers
-        self._done = True
+        self._armed = False
+        self._flops = FlopsPerBatch()
         self._observation: Observation | None = None
         self._publisher: Publisher | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         written = getattr(type(self), "_written", type(self))
-        state = {**self.__dict__, "_observation": None, "_publisher": None}
+        state = {**self.__dict__, "_observation": None, "_publisher": None, "_flops": FlopsPerBatch()}
         for bound in ("log", "log_dict"):  # the Trainer puts methods of the model there
             state.pop(bound, None)
         return _rebuild, (written,), state
 
+    def arm(self) -> None:
+        """Observe the next batch of the stage, too: what a fit does by itself before its first one.
+
+        Its summary takes the place of the one before, and is printed and written at the global step that it is of.
+        """
+        self._armed = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The Trainer begins with something: if it is the stage, the first batch is to be observed."""
+        if stage == self._stage and not trainer.barebones:
+            self.arm()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A fit begins: its first training batch is to be observed."""
-        self._done = trainer.barebones
+        """Lightning's own table is not made."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is on its device, and the forward is next."""
-        if self._done or self._observation is not None:
-            return
-        try:
-            self._step = trainer.global_step
-            self._observation = Observation(pl_module, trainer.optimizers, **_context(trainer))
-            self._observation.start()
-        except Exception as error:
-            self._give_up(error)
+        self._start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step has been made."""
         seen = self._observation
-        if seen is not None and not seen.backward_seen and not seen.failed:
+        if seen is None:
+            return
+        if not seen.backward_seen and not seen.failed:
             self._discard()  # training_step returned None: the next batch may be a real step
         else:
             self._finish(trainer, None)
+            self._flops.found(pl_module, self.summary)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No batch end came if the module's ``on_train_batch_start`` returned -1."""
+        """No batch end came where the module's ``on_train_batch_start`` returned -1, or there was no next batch."""
         self._discard()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training batch's FLOPs are not those of a batch of validation."""
+        self._flops.tell(pl_module, training=False)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """A batch of an evaluation, of which those within a fit are not asked for."""
+        if trainer.state.fn != "fit":
+            self._start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """The forward has been made."""
+        self._finish(trainer, None)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training goes on."""
+        self._flops.tell(pl_module, training=True)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The step raised, or was interrupted: what was seen of it is shown."""
         self._finish(trainer, exception)
         self._flush()
+        self._flops.end(trainer, pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """What is still on its way to the trackers is waited for, up to ``timeout``."""
         self._discard()
         self._flush()
+        self._flops.end(trainer, pl_module)
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._armed or self._observation is not None or trainer.state.fn != self._stage:
+            return
+        self._armed = False
+        try:
+            self._flops.begin(trainer, pl_module)
+            self._step = trainer.global_step
+            self._observation = _Step(pl_module, trainer.optimizers, **_context(trainer))
+            self._observation.start()
+        except Exception as error:
+            self._give_up(error)
 
     def _finish(self, trainer: Trainer, error: BaseException | None) -> None:
         observation, self._observation = self._observation, None
         if observation is None:
             return
-        self._done = True
         try:
             self.summary = observation.stop(error)
             if not trainer.is_global_zero:
                 return
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)
-            self._publisher = Publisher(self._open_trackers(trainer), self._timeout)
+            if self._publisher is None:
+                self._publisher = Publisher(self._open_trackers(trainer), self._timeout)
             self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
         except Exception as fault:
             self._give_up(fault)
@@ -161,18 +225,28 @@ class ModelSummaryCallback(LightningModelSummary):
         observation, self._observation = self._observation, None
         try:
             if observation is not None:
+                self._armed = True
                 observation.discard()
         except Exception as error:
             self._give_up(error)
 
     def _flush(self) -> None:
-        if self._publisher is not None:
-            self._publisher.flush()
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            publisher.flush()
 
     def _give_up(self, error: Exception) -> None:
-        self._done = True
         self._observation = None
         warn(f"the model summary could not be made: {type(error).__name__}: {error}")
+
+
+class _Step(Observation):
+    """Within a strategy that wraps the module, its ``training_step`` runs as the module's forward, which it is not."""
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        redirected = getattr(vars(module).get("forward"), "__qualname__", "").startswith("_ForwardRedirection.")
+        if not redirected:
+            super().enter(module, args, kwargs)
 
 
 def _rebuild(written: type[ModelSummaryCallback]) -> ModelSummaryCallback:
