@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +18,18 @@ torch.set_num_threads(1)  # the models are tiny: more threads would wait for eac
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
+
+
+@pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
+def L(request: pytest.FixtureRequest) -> ModuleType:
+    """Lightning, under each of the two names that it is shipped as."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def lightning() -> ModuleType:
+    """Lightning, where one of the two is enough."""
+    return importlib.import_module("lightning.pytorch")
 
 
 @pytest.fixture(autouse=True)

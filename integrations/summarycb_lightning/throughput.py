@@ -33,6 +33,7 @@ class FlopsPerBatch:
             return
         self._given = True
         vars(pl_module)[NAME] = self._told = self._of_training = None
+        _ask_anew(trainer)
 
     def found(self, pl_module: LightningModule, summary: ModelSummary | None) -> None:
         """A training step was observed; where it counts products of all devices, one device's share is unknown."""
@@ -46,11 +47,10 @@ class FlopsPerBatch:
             vars(pl_module)[NAME] = self._told = self._of_training if training else None
 
     def end(self, trainer: Any, pl_module: LightningModule) -> None:
-        """Take it away; the monitors, which know that it was there, are to ask anew."""
+        """Take it away."""
         if self._is_ours(pl_module):
             del vars(pl_module)[NAME]
-            for monitor in _monitors(trainer):
-                monitor._module_has_flops = None
+            _ask_anew(trainer)
         self._given = False
 
     def _is_ours(self, pl_module: LightningModule) -> bool:
@@ -60,3 +60,9 @@ class FlopsPerBatch:
 
 def _monitors(trainer: Any) -> list[Any]:
     return [callback for callback in trainer.callbacks if is_kind(callback, "ThroughputMonitor", *LIGHTNING)]
+
+
+def _ask_anew(trainer: Any) -> None:
+    """A monitor keeps the answer that it had, in an evaluation before the fit, or in the fit that is over."""
+    for monitor in _monitors(trainer):
+        monitor._module_has_flops = None
