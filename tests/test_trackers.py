@@ -582,6 +582,28 @@ def test_flush_is_bounded_and_says_once_what_was_not_written(blocked: Blocked, r
     publisher.flush()  # has nothing left to say: a second warning would be an error here
 
 
+def test_reports_one_after_another(blocked: Blocked, report: Report) -> None:
+    """A tracker that still writes the first gets no other, in no further thread; each failure is said once."""
+    good, bad = Good(), Raises(OSError("no space left"))
+    publisher = Publisher([bad, blocked, good], timeout=60)
+    before = threading.active_count()
+    for step in range(3):
+        publisher.publish(report, step=step)
+        for thread in threading.enumerate():
+            if thread.name in ("summarycb-Good", "summarycb-Raises"):
+                thread.join(60)
+    assert threading.active_count() == before + 1
+    assert good.written == (SUMMARY, 2)
+    blocked.release.set()
+    message = (
+        "the model summary was not written to Raises: OSError: no space left; "
+        "Blocked: was still busy with the one before"
+    )
+    with pytest.warns(SummaryWarning) as warned:
+        publisher.flush()
+    assert [str(w.message) for w in warned] == [message]
+
+
 def test_flush_does_not_raise_where_warnings_are_errors(report: Report, caplog: pytest.LogCaptureFixture) -> None:
     publisher = Publisher([Raises(ValueError("no")), SimpleNamespace(write=lambda report, step: None)])
     publisher.publish(report, step=0)

@@ -154,6 +154,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y:
 def bits(value: Any) -> Any:
     """``value`` with every tensor as its dtype, shape and bytes, so that ``==`` is bitwise equality."""
     if isinstance(value, torch.Tensor):
+        value = getattr(value, "to_local", lambda: value)()  # of a DTensor, what this process has
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), data
     if isinstance(value, dict):
