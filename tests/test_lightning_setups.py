@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +14,14 @@ import torch
 from torch import nn
 
 import summarycb
+from summarycb.errors import SummaryWarning
 from summarycb_lightning import ModelSummaryCallback
 from tests.lightning_trainings import (
     BACKWARD,
     FORWARD,
     IMAGE,
     MARKS,
+    Recording,
     all_of,
     fitted,
     is_watched,
@@ -303,6 +306,29 @@ def test_a_step_that_fails(
     assert (summary["net.conv"].calls, summary["net.drop"].calls, summary["net.head"].calls) == (1, 1, 0)
     assert f"incomplete: the step raised {plain[0].__name__} in net.drop" in capsys.readouterr().out
     assert summarycb.load(f"tensorboard:{tmp_path / 'with'}") == summary
+
+
+def test_trackers_are_waited_for_when_a_step_fails(L: ModuleType, tmp_path: Path) -> None:
+    """The process may be about to end; but not for longer than was said."""
+    release = threading.Event()
+
+    class Blocked(Recording):
+        def write(self, report: Any, *, step: int) -> None:
+            release.wait(60)
+
+    model = lit(L)
+    model.net.drop = Fails(raise_error)
+    callback = ModelSummaryCallback(trackers=[Blocked()], verbose=False, timeout=0.05)
+    try:
+        with (
+            pytest.warns(
+                SummaryWarning, match=r"^the model summary was not written to Blocked: no answer within 0.05 s$"
+            ),
+            pytest.raises(ValueError, match=r"^the user's$"),
+        ):
+            trainer(L, tmp_path, callback).fit(model)
+    finally:
+        release.set()
 
 
 @pytest.mark.parametrize("where", ["training_step", "on_before_optimizer_step", "on_after_backward"])

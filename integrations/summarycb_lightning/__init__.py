@@ -109,9 +109,8 @@ class ModelSummaryCallback(LightningModelSummary):
         self._armed = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The Trainer begins with something: if it is the stage, the first batch is to be observed."""
-        if stage == self._stage and not trainer.barebones:
-            self.arm()
+        """The Trainer begins with something: if it is the stage, its first batch is to be observed."""
+        self._armed = not trainer.barebones
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's own table is not made."""
