@@ -54,7 +54,8 @@ class ModelSummaryCallback(LightningModelSummary):
     ``timeout`` bounds in seconds how long the end of it waits for the trackers. ``summary`` holds the result.
 
     A ``ThroughputMonitor`` beside it is told the FLOPs of a training batch, unless the module has a
-    ``flops_per_batch`` of its own.
+    ``flops_per_batch`` of its own. A callback that runs the model at the end of a batch belongs after this one in the
+    list: what it does there would be seen as a part of the step.
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
     """

@@ -55,7 +55,7 @@ class FlopsPerBatch:
 
     def _is_ours(self, pl_module: LightningModule) -> bool:
         """Not so when the module has given itself another since."""
-        return self._given and vars(pl_module).get(NAME, self) == self._told
+        return self._given and vars(pl_module).get(NAME, self) is self._told
 
 
 def _monitors(trainer: Any) -> list[Any]:
