@@ -25,7 +25,7 @@ from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
 from summarycb.collect.memory import Stretch, storage_bytes
-from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name
+from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name, training
 from summarycb.garbage import collection_paused
 from summarycb.specs import BufferSpec, Opaque, ParameterSpec
 from summarycb.step import Environment, Failure, Holder, Memory, Moment, Note
@@ -60,7 +60,7 @@ class Records:
     def saw_call(self, module: nn.Module) -> None:
         """An outermost module is called: what only holds inside a step is read now, the first time."""
         if self.training is None:
-            self.training = getattr(module, "training", None)
+            self.training = training(module)
             device = _device(self.structure)
             if device is not None and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 self.precision = f"{dtype_name(torch.get_autocast_dtype(device))} autocast"

@@ -53,6 +53,14 @@ class View:
     notes: tuple[str, ...]
 
 
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029], " ")
+
+
+def clean(text: str) -> str:
+    """``text`` on one line, without what a terminal would obey."""
+    return text if text.isprintable() else text.translate(_CONTROLS)
+
+
 _DEFAULTS = {
     "structure": STRUCTURE,
     "forward": tuple(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from summarycb.collect.modules import dtype_name
+from summarycb.collect.modules import class_name, dtype_name, text
 from summarycb.specs import Nested, Opaque, Spec, TensorSpec, spec_text
 
 _MAX_NESTING = 8
@@ -31,7 +31,6 @@ _MAX_KEY = 200
 
 _END = object()
 _POINTER = tuple.__itemsize__
-_type_name = type.__dict__["__name__"].__get__  # not what a metaclass says it is
 
 
 def _ids(*kinds: Any) -> frozenset[int]:
@@ -111,7 +110,7 @@ def describe(value: Any) -> Spec:
             if len(plain) == len(value):
                 return tuple([_tensor_spec(t.shape, t.dtype, t.device) for t in plain])
     except Exception:  # a mode of the user's answers for the tensor
-        return Opaque(_type_name(kind))
+        return Opaque(class_name(kind))
     return _Description().spec(value)
 
 
@@ -187,7 +186,7 @@ class _Description:
                 return spec
         except Exception:  # a subclass of Tensor without a shape, a container that another thread writes to
             self.around = around
-        return Opaque(_type_name(kind)[:_MAX_KEY])
+        return Opaque(class_name(kind)[:_MAX_KEY])
 
     def named(self, items: _Named, tensors_only: bool = False) -> _Specs:
         found: list[tuple[str, Spec]] = []
@@ -210,7 +209,7 @@ class _Description:
 
     def _held(self, value: object, kind: type) -> Spec:
         held, before = _look(value, kind), self.tensors
-        type_name = _type_name(kind)[:_MAX_KEY]
+        type_name = class_name(kind)[:_MAX_KEY]
         if held.positions is not None:
             row = self._row((item for _, item in held.items or ()), held.positions)
             if issubclass(kind, (set, frozenset)):  # in no order of its own
@@ -311,7 +310,7 @@ def _key(name: Any) -> str:
     """A name or a number; any other key may be a tensor, or an object whose text is data."""
     kind = type(name)
     if issubclass(kind, str):
-        return str.__str__(name)[:_MAX_KEY]
+        return text(str.__str__(name)[:_MAX_KEY])
     if kind is bool or (issubclass(kind, int) and int.bit_length(name) <= 64):
         return repr(name) if kind is bool else int.__repr__(name)
-    return str(_type_name(kind))[:_MAX_KEY]
+    return class_name(kind)[:_MAX_KEY]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 
 import torch
 from torch import nn
@@ -80,6 +81,18 @@ class Structure:
         return (b for module in self.modules() for b in module._buffers.values() if b is not None)
 
 
+def every(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` and the modules in it, each once: not ``model.modules()``, which a model may have overridden."""
+    seen: set[int] = set()
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            stack.extend(child for child in reversed(module._modules.values()) if child is not None)
+
+
 def walk(model: nn.Module) -> Structure:
     """The structure of ``model``; a module registered twice is a leaf in the second place, so cycles end."""
     structure = Structure()
@@ -98,7 +111,7 @@ def walk(model: nn.Module) -> Structure:
             structure.slot_of[id(inner)] = slot
         stack.extend(
             (child, f"{path}.{child_name}" if path else child_name, child_name, slot)
-            for child_name, child in reversed(chain[-1]._modules.items())
+            for child_name, child in ((text(name), child) for name, child in reversed(chain[-1]._modules.items()))
             if child is not None
         )
     structure.children = sum(child is not None for m in structure.modules() for child in m._modules.values())
@@ -107,8 +120,8 @@ def walk(model: nn.Module) -> Structure:
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
     for kind in type(module).__mro__:
-        if kind.__name__ in WRAPPERS:
-            return module._modules.get(WRAPPERS[kind.__name__])
+        if (name := class_name(kind)) in WRAPPERS:
+            return module._modules.get(WRAPPERS[name])
     return None
 
 
@@ -150,24 +163,24 @@ def _held(node: Node, owners: dict[int, str], tensor_bytes: TensorBytes | None) 
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 shared = _shared(parameter, node, name, owners)
-                parameters.append(_parameter(name, parameter, shared, tensor_bytes))
+                parameters.append(_parameter(text(name), parameter, shared, tensor_bytes))
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 shared = _shared(buffer, node, name, owners)
                 persistent = name not in module._non_persistent_buffers_set
                 size = _bytes(buffer)
-                buffers.append(BufferSpec(name, *_where(buffer), persistent, size, _local_shape(buffer), shared))
+                buffers.append(BufferSpec(text(name), *_where(buffer), persistent, size, _local_shape(buffer), shared))
     return Held(
         type_name(node.module),
         config(node.module),
-        getattr(node.module, "training", None),
+        training(node.module),
         tuple(parameters),
         tuple(buffers),
     )
 
 
 def _shared(tensor: torch.Tensor, node: Node, name: str, owners: dict[int, str]) -> str | None:
-    full_name = f"{node.path}.{name}" if node.path else name
+    full_name = f"{node.path}.{text(name)}" if node.path else text(name)
     owner = owners.setdefault(id(tensor), full_name)
     return None if owner == full_name else owner
 
@@ -201,7 +214,8 @@ _device_name = cache(str)
 
 
 def _bytes(tensor: torch.Tensor) -> int | None:
-    return None if nn.parameter.is_lazy(tensor) else tensor.numel() * tensor.element_size()
+    # not ``numel()`` and ``element_size()``, which a subclass may have overridden
+    return None if nn.parameter.is_lazy(tensor) else prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def _local_shape(tensor: torch.Tensor) -> tuple[int, ...] | None:
@@ -224,7 +238,25 @@ def type_name(module: nn.Module) -> str:
 
 
 def _names(kind: type) -> list[str]:
-    return [base.__name__ for base in kind.__mro__]
+    return [class_name(base) for base in kind.__mro__]
+
+
+class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+"""``cls.__name__``, whatever a metaclass has made of that."""
+
+
+def text(name: object) -> str:
+    """``name`` as UTF-8 can hold it: half of a surrogate pair is written out as an escape."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
+def training(module: nn.Module) -> bool | None:
+    """The flag, None where a module of the user's has made something else of it."""
+    try:
+        flag = module.training
+    except Exception:  # user code
+        return None
+    return flag if isinstance(flag, bool) else None
 
 
 def config(module: nn.Module) -> str:
@@ -233,10 +265,10 @@ def config(module: nn.Module) -> str:
     Whatever it raises, the summary goes on without it.
     """
     try:
-        text = " ".join(module.extra_repr().split())
+        settings = " ".join(module.extra_repr().split())
     except Exception:  # user code
         return ""
-    if "tensor(" in text or "containing:" in text:
+    if "tensor(" in settings or "containing:" in settings:
         return ""
-    text = ", ".join(setting for setting in text.split(", ") if "/" not in setting and "\\" not in setting)
-    return text if len(text) <= _MAX_CONFIG else text[: _MAX_CONFIG - 1] + "…"
+    settings = ", ".join(setting for setting in settings.split(", ") if "/" not in setting and "\\" not in setting)
+    return text(settings if len(settings) <= _MAX_CONFIG else settings[: _MAX_CONFIG - 1] + "…")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from summarycb.view import View
+from summarycb.view import View, clean
 
 _INDENT = "&nbsp;&nbsp;"
 
@@ -25,10 +25,10 @@ def _row(cells: list[str]) -> str:
 
 
 def _code(text: str) -> str:
-    return text.replace("`", "'").replace("|", "\\|").replace("\n", " ")
+    return clean(text).replace("`", "'").replace("|", "\\|")
 
 
 def _escape(text: str) -> str:
     for character in "\\`*_{}<>|#":
         text = text.replace(character, "\\" + character)
-    return text.replace("\n", " ")
+    return clean(text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.tree import ModelSummary
-from summarycb.view import Row, View, select
+from summarycb.view import Row, View, clean, select
 
 _numbers = random.getstate()
 try:  # rich draws a random number when it is first imported, and the training's own must not change
@@ -26,7 +26,6 @@ _LEAST_NAME, _LEAST_TEXT = 24, 10
 _ASCII = str.maketrans(
     {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d"}
 )
-_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029], " ")
 
 
 def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
@@ -80,7 +79,7 @@ def render(view: View, width: int) -> list[Text]:
     gutter = max([cell_len(heading) for heading, _ in view.headline], default=0) + _GAP
     lines = [*_wrapped(view.title, width, console, style="bold")]
     for heading, facts in view.headline:
-        for text in _lines([_clean(fact) for fact in facts], width - gutter):
+        for text in _lines([clean(fact) for fact in facts], width - gutter):
             for line in _wrapped(text, width - gutter, console):
                 lines.append(Text.assemble((set_cell_size(heading, gutter), "dim"), line))
                 heading = ""
@@ -96,7 +95,7 @@ def render(view: View, width: int) -> list[Text]:
 
 
 def _wrapped(text: str, width: int, console: Console, style: str = "") -> list[Text]:
-    lines = [*Text(_clean(text), style=style).wrap(console, width)]
+    lines = [*Text(clean(text), style=style).wrap(console, width)]
     for line in lines:
         line.rstrip()
     return lines
@@ -118,7 +117,7 @@ def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
     """The lines, and the titles of the columns for which there was no room."""
     header = ["module", *[column.title for column in view.columns]]
     guides = [_guides(row) for row in view.rows]
-    cells = [[guide + _clean(row.label), *map(_clean, row.cells)] for guide, row in zip(guides, view.rows, strict=True)]
+    cells = [[guide + clean(row.label), *map(clean, row.cells)] for guide, row in zip(guides, view.rows, strict=True)]
     right = [False, *[column.justify == "right" for column in view.columns]]
     widths = _fit([header, *cells], right, width)
     shown = [i for i, space in enumerate(widths) if space]
@@ -171,8 +170,3 @@ def _guides(row: Row) -> str:
         return ""
     *above, last = row.guides
     return "".join("  " if closed else "│ " for closed in above) + ("└ " if last else "├ ")
-
-
-def _clean(text: str) -> str:
-    """``text`` on one line, without what a terminal would obey."""
-    return text if text.isprintable() else text.translate(_CONTROLS)
