@@ -30,7 +30,7 @@ from summarycb.collect.hooks import hook, no_warning_of_hooks
 from summarycb.collect.inputs import describe, iter_tensors
 from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import Mode
-from summarycb.collect.modules import walk
+from summarycb.collect.modules import class_name, every, walk
 from summarycb.collect.ranks import Ranks, world
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
@@ -90,7 +90,7 @@ class Observation:
         self._failures: dict[str, str] = {}
         self._records: Records | None = None
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
-        self._task = NO_TASK
+        self._task = self._broken_task = NO_TASK
         self._distributed = False
         self._began_at = 0
         self._thread = threading.get_ident()
@@ -140,13 +140,15 @@ class Observation:
 
     @property
     def abandoned(self) -> bool:
-        """What ran so far raised, or was an evaluation, and no backward followed: an outermost forward is a new step.
+        """What ran so far raised, or was an evaluation that no backward followed: an outermost forward is a new step.
 
         To be asked when a forward has just been entered.
         """
         records = self._records
-        if self.backward_seen or records is None or records.calls is None or records.calls.depth > 1:
+        if records is None or records.calls is None or records.calls.depth > 1:
             return False
+        if self.backward_seen:
+            return self._broken_task != NO_TASK
         return records.training is False or records.calls.raised
 
     def note(self, kind: str, text: str) -> None:
@@ -186,7 +188,7 @@ class Observation:
             self.summary = build(records, self._context)
         except Exception as fault:
             self._failed("the structure", fault)
-            self.summary = nothing(type(self._model).__name__, list(self._failures))
+            self.summary = nothing(class_name(type(self._model)), list(self._failures))
         self.summary = self._with_other_ranks(self.summary)
         if self._failures:
             warn("the model summary is incomplete: " + "; ".join(self._failures.values()))
@@ -259,7 +261,12 @@ class Observation:
             self._exit.callback(no_warning_of_hooks())
         self._mode = contextlib.ExitStack()
         self._exit.push(self._mode)
-        theirs = [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, Mode)]
+        active = _get_current_dispatch_mode_stack()
+        theirs = [mode for mode in active if not isinstance(mode, Mode)]
+        if len(active) - len(theirs) >= _MOST_AT_ONCE:
+            raise SummaryError(
+                f"{_MOST_AT_ONCE} other observations are running, of which each is a call around each operation"
+            )
         if theirs and self._on_step is not None:
             # begun amid the user's code: that mode may be left before the step ends, and would then pop ours
             self._forward_only = True
@@ -305,7 +312,7 @@ class Observation:
 
     def _parameters(self) -> list[torch.Tensor]:
         """Not ``model.parameters()``, which a model may have overridden."""
-        modules = [] if self._model is None else self._model.modules()
+        modules = () if self._model is None else every(self._model)
         return [p for module in modules for p in module._parameters.values() if p is not None]
 
     def _version(self) -> int:
@@ -335,11 +342,17 @@ class Observation:
         task = graph_task()
         if task != self._task:
             self._task_changes(task, records)
+        if task == self._broken_task:  # the error was handled within the backward
+            self._broken_task = NO_TASK
         kind = self._kinds.get(id(func))
         if kind is None:
-            # the function is kept with what is known of it, so that its id remains its own
-            answer = classify(func)
-            kind = self._kinds[id(func)] = (None if answer is Verdict.ZERO else answer, makes(func), func)
+            try:
+                answer = classify(func)
+                # the function is kept with what is known of it, so that its id remains its own
+                kind = self._kinds[id(func)] = (None if answer is Verdict.ZERO else answer, makes(func), func)
+            except Exception as error:
+                self._drop_all("the operations", error)
+                return
         formula, made, _ = kind
         if formula is None and made is Makes.NOTHING:
             return
@@ -364,11 +377,14 @@ class Observation:
             except Exception as error:
                 self._drop_memory(error)
 
-    def saw_error(self, func: Any, args: tuple[Any, ...], error: Exception) -> None:
-        """An operation has raised: what nobody handles may end the step."""
+    def saw_error(self, func: Any, args: tuple[Any, ...], error: BaseException) -> None:
+        """An operation has raised: it ends the backward that it is part of, or a step that is in no module just now."""
         records = self._records
         if records is None or records.calls is None:
             return
+        if threading.get_ident() == self._thread:
+            self._broken_task = graph_task()
+            records.calls.raised = records.calls.raised or records.calls.depth == 0
         try:
             raised = records.calls.error = Raised.by(error, *records.calls.where(graph_task(), False))
             raised.operation, raised.operands = str(func), describe(tuple(iter_tensors(args)))
@@ -442,9 +458,13 @@ class Observation:
                 self._on_step()
 
     def _owns(self, optimizer: torch.optim.Optimizer) -> bool:
-        if not self._owned:
-            self._owned = {id(parameter) for parameter in self._parameters()}
-        return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
+        try:
+            if not self._owned:
+                self._owned = {id(parameter) for parameter in self._parameters()}
+            return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
+        except Exception as error:
+            self._failed("the optimizer's step", error)
+            return False
 
     def _measure_tensors(self, records: Records) -> None:
         try:
@@ -478,6 +498,7 @@ class Observation:
 
 _AFTER_AN_ERROR = 2.0
 """How long, at most, the user's exception is held up."""
+_MOST_AT_ONCE = 16
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 
 

@@ -18,7 +18,7 @@ class Observer(Protocol):
     """Sees operations."""
 
     def saw(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None: ...  # noqa: D102
-    def saw_error(self, func: Any, args: tuple[Any, ...], error: Exception) -> None: ...  # noqa: D102
+    def saw_error(self, func: Any, args: tuple[Any, ...], error: BaseException) -> None: ...  # noqa: D102
 
 
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
@@ -41,7 +41,7 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         kwargs = kwargs or {}
         try:
             out = func(*args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             if (observer := self._observer()) is not None:
                 observer.saw_error(func, args, error)
             raise
