@@ -382,9 +382,8 @@ class Observation:
         records = self._records
         if records is None or records.calls is None:
             return
-        if threading.get_ident() == self._thread:
-            self._broken_task = graph_task()
-            records.calls.raised = records.calls.raised or records.calls.depth == 0
+        self._broken_task = graph_task()
+        records.calls.raised = records.calls.raised or records.calls.depth == 0
         try:
             raised = records.calls.error = Raised.by(error, *records.calls.where(graph_task(), False))
             raised.operation, raised.operands = str(func), describe(tuple(iter_tensors(args)))

@@ -6,17 +6,17 @@ metadata.
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, Self, TypeAlias, cast
 
 from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.exits import at_exit
 from summarycb.tree import Amounts, ModelSummary, flops
 
 GROUP = "summarycb.trackers"
@@ -153,9 +153,20 @@ def check_timeout(timeout: object) -> float:
 
 
 def resolve(targets: object) -> list[Tracker]:
-    """Adapters for native objects, names and references. Raises :class:`SummaryError` for what no adapter takes."""
+    """Adapters for native objects, names and references. Raises :class:`SummaryError` for what no adapter takes.
+
+    One that fails in another way, because its server does not answer, is left out with a warning.
+    """
     check_names(targets)
-    return [_resolve_one(target) for target in _as_sequence(targets)]
+    found = []
+    for target in _as_sequence(targets):
+        try:
+            found.append(_resolve_one(target))
+        except SummaryError:
+            raise
+        except Exception as error:
+            warn(f"the model summary was not written to {target!r}: {_reason(error)}")
+    return found
 
 
 def is_kind(target: object, name: str, *packages: str) -> bool:
@@ -203,26 +214,37 @@ class Publisher:
     def __init__(self, trackers: Iterable[Tracker], timeout: float = 10.0) -> None:
         self._jobs = [_Job(tracker) for tracker in trackers]
         self._timeout = timeout
-        self._published = False
+        self._not_at_exit: Callable[[], object] | None = None
+        self._lock = threading.Lock()
 
     def publish(self, report: Report, *, step: int) -> None:
         """Start writing; returns at once. A tracker that still writes an earlier report does not get this one."""
-        if self._jobs and not self._published:
-            atexit.register(self.flush)
-            self._published = True
-        for job in self._jobs:
-            job.start(report, step)
+        with self._lock:
+            if self._jobs and self._not_at_exit is None:
+                self._not_at_exit = at_exit(self.flush)
+            for job in self._jobs:
+                job.start(report, step, self._written)
+
+    def _written(self) -> None:
+        """A tracker has its report: with nothing to wait for and nothing to say, the exit need not know of this."""
+        with self._lock:
+            if not any(job.writing or job.failures for job in self._jobs):
+                self._leave_exit()
+
+    def _leave_exit(self) -> None:
+        self._not_at_exit, take_back = None, self._not_at_exit
+        if take_back is not None:
+            take_back()
 
     def flush(self) -> None:
         """Wait until everything is written or the time is over, then say once what was not."""
-        atexit.unregister(self.flush)
-        self._published = False
+        self._leave_exit()
         deadline = time.monotonic() + self._timeout
         reasons = []
         for job in self._jobs:
             if job.thread is not None and job.thread.ident is not None:
                 job.thread.join(max(0.0, deadline - time.monotonic()))
-            if job.is_busy:
+            if job.writing:
                 job.failures[f"no answer within {self._timeout:g} s"] = None
             reasons += [f"{type(job.tracker).__name__}: {failure}" for failure in job.failures]
         self._jobs = [_Job(job.tracker) for job in self._jobs]
@@ -236,29 +258,30 @@ class _Job:
 
     tracker: Tracker
     thread: threading.Thread | None = None
+    writing: bool = False
     failures: dict[str, None] = field(default_factory=dict)
 
-    @property
-    def is_busy(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
-
-    def start(self, report: Report, step: int) -> None:
-        if self.is_busy:
+    def start(self, report: Report, step: int, then: Callable[[], None]) -> None:
+        if self.writing:
             self.failures["was still busy with the one before"] = None
             return
         # a daemon: a tracker that never answers must not keep the process from ending
         name = f"summarycb-{type(self.tracker).__name__}"
-        self.thread = threading.Thread(target=self._write, args=(report, step), name=name, daemon=True)
+        self.thread = threading.Thread(target=self._write, args=(report, step, then), name=name, daemon=True)
+        self.writing = True
         try:
             self.thread.start()
         except RuntimeError as error:  # the process may have no more threads
             self.failures[_reason(error)] = None
+            self.writing = False
 
-    def _write(self, report: Report, step: int) -> None:
+    def _write(self, report: Report, step: int, then: Callable[[], None]) -> None:
         try:
             self.tracker.write(report, step=step)
         except BaseException as error:  # the thread ends here: a SystemExit, too, would be lost without a word
             self.failures[_reason(error)] = None
+        self.writing = False
+        then()
 
 
 def warn(message: str) -> None:
@@ -272,12 +295,12 @@ def warn(message: str) -> None:
 
 
 def _resolve_one(target: object) -> Tracker:
+    if not _lacking(type(target)):  # the type, because Lightning's DummyLogger instances have every attribute
+        return cast(Tracker, target)
     if isinstance(target, str) and (tracker := open_reference(target)) is not None:
         return tracker
     if (tracker := wrap(target)) is not None:
         return tracker
-    if not _lacking(type(target)):  # the type, because Lightning's DummyLogger instances have every attribute
-        return cast(Tracker, target)
     raise SummaryError(
         f"no tracker takes {target if isinstance(target, str) else type(target).__name__!r}; installed are "
         f"{', '.join(names())}, each with its native run, writer or logger"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import weakref
@@ -16,6 +15,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from summarycb.collect.eager import run_eagerly
+from summarycb.collect.modules import every
+from summarycb.exits import at_exit
 from summarycb.observe import Observation, check_model, check_optimizers
 from summarycb.render.terminal import show, show_failure
 from summarycb.trackers import Publisher, Report, check_timeout, resolve, warn
@@ -85,16 +86,17 @@ class Watch:
         self._stance: Callable[[], None] | None = None
         hook = _FirstForward(self)
         # an encoder layer in eval mode has a fused kernel for when no module of it has a hook
-        encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-        left_alone = {id(module) for layer in encoders if layer is not model for module in layer.modules()}
-        for module in model.modules():
+        encoders = [module for module in every(model) if isinstance(module, nn.TransformerEncoderLayer)]
+        left_alone = {id(module) for layer in encoders if layer is not model for module in every(layer)}
+        for module in every(model):
             if id(module) in left_alone:
                 continue
             try:
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
             except RuntimeError:  # a scripted module may refuse hooks
                 continue
-        atexit.register(_close, weakref.ref(self))
+        self._not_at_exit = weakref.finalize(self, at_exit(partial(_close, weakref.ref(self))))
+        self._not_at_exit.atexit = False
 
     def __enter__(self) -> Self:
         return self
@@ -165,6 +167,7 @@ class Watch:
         warn(f"the model summary could not be {what}: {type(error).__name__}: {error}")
 
     def _disarm(self) -> None:
+        self._not_at_exit()
         self._model = None
         for handle in self._handles:
             handle.remove()

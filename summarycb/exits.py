@@ -1,0 +1,33 @@
+"""What is still to be done when the interpreter exits. Must not import torch."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from functools import partial
+
+_wishes: dict[object, Callable[[], None]] = {}
+_known = 0
+"""How many callbacks atexit had when ours became the last of them."""
+
+
+def at_exit(do: Callable[[], None]) -> Callable[[], object]:
+    """Do it when the interpreter exits, before what was wished for earlier; what is returned takes that back.
+
+    One callback of atexit's is for all wishes, because one that is taken back leaves its place behind. It runs before
+    those that others have registered until now: a tracker's run must not be closed before it has the summary.
+    """
+    global _known
+    wish = object()
+    _wishes[wish] = do
+    if atexit._ncallbacks() != _known:
+        atexit.unregister(_do_all)
+        atexit.register(_do_all)
+        _known = atexit._ncallbacks()
+    return partial(_wishes.pop, wish, None)
+
+
+def _do_all() -> None:
+    while _wishes:
+        _, do = _wishes.popitem()
+        do()
