@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := build/peers
 
-.PHONY: demo test lint bench peers clean
+.PHONY: demo test lint bench soak peers clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -22,6 +22,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step.py
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py
 
 peers: $(PEERS)/.installed
 	$(PEERS)/bin/python benchmarks/peers.py

@@ -1,12 +1,13 @@
 """Promise 4: whatever fails inside the package, training goes on bit by bit, and one warning says what is missing.
 
+``test_fault_matrix.py`` has every fault in each way to observe; here is which figures a fault takes away.
+
 A wrong argument is not such a failure: it raises at once, with what was given and what is allowed.
 """
 
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,10 @@ from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.tree import ModelSummary
-from tests.trainings import CASES, NOTHING, everything, left_behind, loss_of
+from tests.trainings import CASES, NOTHING, everything, left_behind
 
-# ``summarycb.observe`` and ``summarycb.watch`` are the functions
-BUILD, OBSERVE, TERMINAL, VIEW, WATCH = (
-    importlib.import_module(f"summarycb.{name}") for name in ("build", "observe", "render.terminal", "view", "watch")
-)
+# ``summarycb.observe`` is the function
+BUILD, OBSERVE = (importlib.import_module(f"summarycb.{name}") for name in ("build", "observe"))
 
 CALLS = {"calls", "input shapes"}
 WORK = {"forward MACs", "backward MACs"}
@@ -146,63 +145,6 @@ def test_a_fault_in_other_models(monkeypatch: pytest.MonkeyPatch, name: str, fau
     assert hook.summary.incomplete
 
 
-@pytest.mark.parametrize("fault", list(FAULTS))
-def test_a_fault_under_observe(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    """As under watch, with the block left in the plain way."""
-    case = CASES["cnn"]
-    model, optimizer = case.make()
-    plain = everything(model, optimizer, case.train(model, optimizer, steps=1))
-    model, optimizer = case.make()
-    plant(monkeypatch, *FAULTS[fault][:2])
-    with pytest.warns(SummaryWarning, match="incomplete") as caught, summarycb.observe(model) as observation:
-        losses = case.train(model, optimizer, steps=1)
-    assert everything(model, optimizer, losses) == plain
-    assert len(caught) == 1
-    assert observation.summary is not None
-    assert observation.summary.incomplete
-
-
-@pytest.mark.parametrize(
-    ("where", "name"),
-    [
-        (VIEW, "select"),
-        (TERMINAL, "to_text"),
-        (WATCH, "show"),
-        (WATCH, "Report"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_fault_while_it_is_shown(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> None:
-    """The summary is there, and whole, though it could not be printed."""
-    plain, healthy = plain_and_healthy("cnn")
-    case = CASES["cnn"]
-    model, optimizer = case.make()
-    hook = summarycb.watch(model)
-    plant(monkeypatch, where, name)
-    with pytest.warns(SummaryWarning, match=r"could not be .*Planted: on purpose") as caught:
-        assert everything(model, optimizer, case.train(model, optimizer)) == plain
-    assert len(caught) == 1
-    assert hook.summary is not None
-    assert figures(hook.summary) == healthy
-
-
-def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A daemon's closed stream ends no training."""
-    import io
-    import sys
-
-    closed = io.StringIO()
-    closed.close()
-    case = CASES["cnn"]
-    model, optimizer = case.make()
-    hook = summarycb.watch(model)
-    monkeypatch.setattr(sys, "stdout", closed)
-    with pytest.warns(SummaryWarning, match="could not be printed"):
-        case.train(model, optimizer)
-    monkeypatch.undo()
-    assert hook.summary is not None
-
-
 class Broken:
     """A tracker whose every write fails."""
 
@@ -241,70 +183,6 @@ def test_a_tracker_that_fails() -> None:
     assert hook.summary is not None
     assert figures(hook.summary) == healthy
     assert written == [(hook.summary, 7)]
-
-
-def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine out of threads: publishing fails on the training thread itself."""
-    import threading
-
-    case = CASES["cnn"]
-    model, optimizer = case.make()
-    hook = summarycb.watch(model, trackers=[Broken()], verbose=False)
-
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-    case.train(model, optimizer)
-    with pytest.warns(SummaryWarning, match="not written to Broken: RuntimeError: can't start new thread$") as caught:
-        hook.close()
-    assert len(caught) == 1
-    assert hook.summary is not None
-
-
-@pytest.mark.parametrize("fault", ["enter", "flops op", "walk", "build"])
-def test_warnings_that_are_errors(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
-) -> None:
-    """``python -W error`` must not end a training: the warning is logged instead."""
-    plain, _ = plain_and_healthy("cnn")
-    case = CASES["cnn"]
-    model, optimizer = case.make()
-    hook = summarycb.watch(model, trackers=[Broken()], verbose=False)
-    plant(monkeypatch, *FAULTS[fault][:2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert everything(model, optimizer, case.train(model, optimizer)) == plain
-        hook.close()
-    [incomplete, not_written] = [record.getMessage() for record in caplog.records if record.name == "summarycb"]
-    assert incomplete.startswith("the model summary is incomplete")
-    assert not_written.startswith("the model summary was not written to Broken")
-
-
-class _Hostile(nn.Module):
-    """What a user's module may do to whoever looks at it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 5)
-
-    def extra_repr(self) -> str:
-        raise Planted("extra_repr")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x)
-
-
-def test_a_module_that_refuses_to_be_looked_at() -> None:
-    """It is shown without what it says of itself; nothing else is lost for it."""
-    model = _Hostile()
-    with summarycb.observe(model) as observation:
-        loss_of(model(torch.rand(4, 3)), torch.randint(5, (4,))).backward()
-    summary = observation.summary
-    assert summary is not None
-    assert summary.incomplete == ()
-    assert (summary[""].type_name, summary[""].config) == ("_Hostile", "")
-    assert summary.forward_macs == 4 * 3 * 5
 
 
 ANY_MODEL = nn.Linear(2, 2)
