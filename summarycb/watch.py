@@ -12,9 +12,11 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
+from torch._C._dynamo.eval_frame import set_eval_frame
 
-from summarycb.collect.eager import run_eagerly
+from summarycb.collect.calls import NO_TASK, graph_task
+from summarycb.collect.eager import around_compiling, not_compiled, run_eagerly
+from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
 from summarycb.exits import at_exit
 from summarycb.observe import Observation, check_model, check_optimizers
@@ -82,19 +84,11 @@ class Watch:
         self._timeout = check_timeout(timeout)
         self._publisher = Publisher(resolve(trackers), self._timeout)
         self._observation: Observation | None = None
-        self._handles: list[RemovableHandle] = []
+        self._disarm: Callable[[], None] | None = None
         self._stance: Callable[[], None] | None = None
-        hook = _FirstForward(self)
-        # an encoder layer in eval mode has a fused kernel for when no module of it has a hook
-        encoders = [module for module in every(model) if isinstance(module, nn.TransformerEncoderLayer)]
-        left_alone = {id(module) for layer in encoders if layer is not model for module in every(layer)}
-        for module in every(model):
-            if id(module) in left_alone:
-                continue
-            try:
-                self._handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
-            except RuntimeError:  # a scripted module may refuse hooks
-                continue
+        self._compiler: weakref.finalize[[], Watch] | None = None
+        self._arm()
+        self._meet_compiler()
         self._not_at_exit = weakref.finalize(self, at_exit(partial(_close, weakref.ref(self))))
         self._not_at_exit.atexit = False
 
@@ -116,13 +110,48 @@ class Watch:
         """Wait, for at most ``timeout`` seconds, until the trackers have everything."""
         self._publisher.flush()
 
-    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    def _arm(self) -> None:
+        """Wait for a forward."""
+        model = None if self._model is None else self._model()
+        if model is None or self._disarm is not None:
+            return
+        # an encoder layer in eval mode has a fused kernel for when no module of it has a hook
+        encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        left_alone = {id(module) for layer in encoders if layer is not model for module in layer.modules()}
+        modules = [module for module in model.modules() if id(module) not in left_alone]
+        self._disarm = before_each(modules, _FirstForward(self))
+
+    def _take_hooks_off(self) -> None:
+        if self._disarm is not None:
+            self._disarm()
+            self._disarm = None
+
+    def _meet_compiler(self) -> None:
+        """What it compiles before the training, an evaluation, is to be of use after it, when our hooks are gone."""
+        if self._compiler is None and self._model is not None and "torch._dynamo" in sys.modules:
+            begins, ends = weakref.WeakMethod(self._compiling_begins), weakref.WeakMethod(self._compiling_ends)
+            self._compiler = weakref.finalize(self, around_compiling(partial(_call, begins), partial(_call, ends)))
+
+    def _compiling_begins(self) -> None:
+        if not torch.is_grad_enabled():
+            self._take_hooks_off()
+
+    def _compiling_ends(self) -> None:
+        try:
+            self._arm()
+        except Exception as error:
+            self._give_up(error)
+
+    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
+        """Whether it is the one to observe."""
         model = None if self._model is None else self._model()
         # without keyword arguments torch calls a hook that another hook has taken off in the same call
         if model is None or kwargs is None or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
-            return
+            return False
         if self._observation is not None and not self._observation.abandoned:
-            return
+            return False
+        if _capturing() or graph_task() != NO_TASK:  # what runs again in a backward is no first forward
+            return False
         try:
             if self._observation is not None:
                 self._observation.discard()
@@ -134,6 +163,7 @@ class Watch:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")
         except Exception as error:
             self._give_up(error)
+        return self._observation is not None
 
     def _traced(self) -> None:
         """A training forward is compiled, hooks and all: a graph shows nothing, so the next one is to run eagerly."""
@@ -146,7 +176,7 @@ class Watch:
             if observation is not None and observation.running:
                 self.summary = observation.stop(error)
         finally:
-            self._disarm()
+            self._leave()
         if observation is None or self.summary is None:
             return
         try:
@@ -162,16 +192,16 @@ class Watch:
 
     def _give_up(self, error: Exception) -> None:
         self._observation = None
-        self._disarm()
+        self._leave()
         what = "made" if self.summary is None else "shown and sent"
         warn(f"the model summary could not be {what}: {type(error).__name__}: {error}")
 
-    def _disarm(self) -> None:
+    def _leave(self) -> None:
         self._not_at_exit()
         self._model = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._take_hooks_off()
+        if self._compiler is not None:
+            self._compiler()
         if self._stance is not None:
             self._stance()
             self._stance = None
@@ -185,13 +215,19 @@ class _FirstForward:
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch = watch
 
+    @not_compiled
     def __call__(self, *args: Any) -> None:
         if torch.compiler.is_compiling():  # traced into a graph, of which nothing will be seen as it runs
             self.traced()
-        elif self._watch is not None:
-            self._watch._forward_begins(*args)
-        else:
+            return
+        compiler = set_eval_frame(None)  # of the region that this is called in, if it is one
+        if self._watch is None:
             self._leave(args[0])
+        else:
+            self._watch._meet_compiler()
+            if self._watch._forward_begins(*args):
+                return  # the rest of the region runs eagerly
+        set_eval_frame(compiler)
 
     def _leave(self, module: nn.Module) -> None:
         """A copy of the model need not carry a hook that does nothing."""
@@ -208,12 +244,25 @@ class _FirstForward:
     # what torch.compiler.assume_constant_result sets, without the import of the compiler that it costs
     traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def __reduce__(self) -> tuple[type[_FirstForward], tuple[()]]:
-        return _FirstForward, ()
+    def __deepcopy__(self, memo: object) -> _FirstForward:
+        return _FirstForward()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NO_HOOK
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    if (alive := method()) is not None:
+        alive()
+
+
+def _capturing() -> bool:
+    """A CUDA graph is being recorded: nothing but what it is to replay may happen."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _end(watch: weakref.ref[Watch]) -> None:
-    if (alive := watch()) is not None:
+    if (alive := watch()) is not None and not _capturing():
         alive._finish(None)
 
 

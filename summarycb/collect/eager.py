@@ -1,15 +1,21 @@
 """Compiled models run eagerly for as long as anybody here wants it, and then as the training has it.
 
 A mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a compiled graph
-no hook fires.
+no hook fires. Nor may the compiler see one of ours: a graph with it is compiled anew when it is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from types import FunctionType
+from typing import TypeVar
 
 import torch
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+
+_Function = TypeVar("_Function", bound=FunctionType)
 
 _lock = threading.Lock()
 _wishes: list[object] = []
@@ -35,6 +41,33 @@ def run_eagerly() -> Callable[[], None]:
                         put_back()
 
     return end
+
+
+def around_compiling(begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+    """Call ``begins`` before the compiler looks at anything and ``ends`` after it; what is returned ends that."""
+    from torch._dynamo import callback_handler
+
+    def before(_: object) -> None:
+        begins()
+
+    def after(_: object) -> None:
+        ends()
+
+    callback_handler.register_start_callback(before)
+    callback_handler.register_end_callback(after)
+
+    def remove() -> None:
+        with contextlib.suppress(ValueError):  # torch.compiler.reset() has taken everybody's off
+            callback_handler.remove_start_callback(before)
+            callback_handler.remove_end_callback(after)
+
+    return remove
+
+
+def not_compiled(function: _Function) -> _Function:
+    """Where a compiled region comes to ``function`` Python runs it, and the compiler makes no frame of it."""
+    set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
+    return function
 
 
 def _stance() -> str:

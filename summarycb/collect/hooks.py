@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +30,7 @@ class Listener(Protocol):
 
 def hook(listener: weakref.ref[Listener], structure: Structure) -> Callable[[], None]:
     """Begin to tell ``listener``, which is not kept alive by this; returns what ends it."""
-    after = After(listener)
+    after, key = After(listener), new_key()
     hooked = [module for module in structure.modules() if module._forward_hooks]
     have_some = {id(module) for module in hooked}
 
@@ -42,24 +42,47 @@ def hook(listener: weakref.ref[Listener], structure: Structure) -> Callable[[], 
         if id(module) not in have_some:
             after(module, args, output)
 
-    # A hook of the process gets keyword arguments where a module has its key among those that do. torch's own keys are
-    # numbers, which another process gives out again: a model that is saved meanwhile would take one of them along.
-    key: Any = f"summarycb {next(_keys)}"
     torch_module._global_forward_pre_hooks[key] = before
-    handles = [register_module_forward_hook(after_any, always_call=True)]
-    handles += [module.register_forward_hook(after, always_call=True) for module in hooked]
-    with_kwargs = [module._forward_pre_hooks_with_kwargs for module in structure.modules()]
-    for keys in with_kwargs:
-        keys[key] = True
+    handle = register_module_forward_hook(after_any, always_call=True)
+    # a hook of the process gets keyword arguments where a module has its key among those that do
+    entries = [(module._forward_pre_hooks_with_kwargs, True) for module in structure.modules()]
+    entries += [(module._forward_hooks, after) for module in hooked]
+    entries += [(module._forward_hooks_always_called, True) for module in hooked]
+    for entry, value in entries:
+        entry[key] = value
 
     def remove() -> None:
         torch_module._global_forward_pre_hooks.pop(key, None)
-        for handle in handles:
-            handle.remove()
-        for keys in with_kwargs:
-            keys.pop(key, None)
+        handle.remove()
+        for entry, _ in entries:
+            entry.pop(key, None)
 
     return remove
+
+
+def before_each(modules: Sequence[nn.Module], hook: Callable[..., None]) -> Callable[[], None]:
+    """Call ``hook`` with the module, its arguments and keyword arguments before each forward, first of all its hooks.
+
+    Returns what takes it off. The modules are not kept alive by this.
+    """
+    key, hooked = new_key(), [weakref.ref(module) for module in modules]
+    for module in modules:
+        module._forward_pre_hooks[key] = hook
+        module._forward_pre_hooks.move_to_end(key, last=False)
+        module._forward_pre_hooks_with_kwargs[key] = True
+
+    def remove() -> None:
+        for known in hooked:
+            if (module := known()) is not None:
+                module._forward_pre_hooks.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    return remove
+
+
+def new_key() -> Any:
+    """torch's own keys are numbers, which another process gives out again to what a model saved meanwhile has there."""
+    return f"summarycb {next(_keys)}"
 
 
 _keys = itertools.count()
@@ -77,8 +100,15 @@ class After:
         if (alive := self._listener()) is not None and _runs():
             alive.leave(module, output)
 
-    def __reduce__(self) -> tuple[type[After], tuple[()]]:
-        return After, ()
+    def __deepcopy__(self, memo: object) -> After:
+        return After()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NO_HOOK
+
+
+# A pickled hook is a hook that does nothing, and loads where this package is not installed.
+NO_HOOK = getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def _runs() -> bool:
