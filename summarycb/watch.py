@@ -258,7 +258,7 @@ def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
 
 def _capturing() -> bool:
     """A CUDA graph is being recorded: nothing but what it is to replay may happen."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
 
 
 def _end(watch: weakref.ref[Watch]) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from types import FunctionType
 from typing import TypeVar
 
 import torch
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 
-_Function = TypeVar("_Function", bound=FunctionType)
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _lock = threading.Lock()
 _wishes: list[object] = []
@@ -45,7 +44,7 @@ def run_eagerly() -> Callable[[], None]:
 
 def around_compiling(begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
     """Call ``begins`` before the compiler looks at anything and ``ends`` after it; what is returned ends that."""
-    from torch._dynamo import callback_handler
+    from torch._dynamo.callback import callback_handler
 
     def before(_: object) -> None:
         begins()

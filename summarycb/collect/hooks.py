@@ -45,6 +45,7 @@ def hook(listener: weakref.ref[Listener], structure: Structure) -> Callable[[], 
     torch_module._global_forward_pre_hooks[key] = before
     handle = register_module_forward_hook(after_any, always_call=True)
     # a hook of the process gets keyword arguments where a module has its key among those that do
+    entries: list[tuple[dict[Any, Any], Any]]
     entries = [(module._forward_pre_hooks_with_kwargs, True) for module in structure.modules()]
     entries += [(module._forward_hooks, after) for module in hooked]
     entries += [(module._forward_hooks_always_called, True) for module in hooked]
@@ -67,8 +68,9 @@ def before_each(modules: Sequence[nn.Module], hook: Callable[..., None]) -> Call
     """
     key, hooked = new_key(), [weakref.ref(module) for module in modules]
     for module in modules:
-        module._forward_pre_hooks[key] = hook
-        module._forward_pre_hooks.move_to_end(key, last=False)
+        hooks: Any = module._forward_pre_hooks
+        hooks[key] = hook
+        hooks.move_to_end(key, last=False)
         module._forward_pre_hooks_with_kwargs[key] = True
 
     def remove() -> None:
