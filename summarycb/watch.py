@@ -50,6 +50,11 @@ def watch(
     the first step of an optimizer that owns one of its parameters, or, where none steps, at the next forward that finds
     the gradients gone. A forward in eval mode that no backward follows does not count. Then everything is taken off,
     the summary is printed (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
+
+    The observed step of a compiled model runs eagerly, every other as it is compiled. Of a model within a compiled
+    function that is noticed as its first training step is compiled: the second is observed, and one graph is compiled
+    again. Where that function has trained before, nothing is noticed. While a CUDA graph is captured nothing is done.
+
     ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the interpreter's exit wait for the
     trackers, and rank zero for the other ranks: where several processes train together, each has to watch.
     ``framework``, ``strategy`` and ``world_size`` are for what knows them, as in :func:`summarycb.observe`.
@@ -116,9 +121,9 @@ class Watch:
         if model is None or self._disarm is not None:
             return
         # an encoder layer in eval mode has a fused kernel for when no module of it has a hook
-        encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-        left_alone = {id(module) for layer in encoders if layer is not model for module in layer.modules()}
-        modules = [module for module in model.modules() if id(module) not in left_alone]
+        encoders = [module for module in every(model) if isinstance(module, nn.TransformerEncoderLayer)]
+        left_alone = {id(module) for layer in encoders if layer is not model for module in every(layer)}
+        modules = [module for module in every(model) if id(module) not in left_alone]
         self._disarm = before_each(modules, _FirstForward(self))
 
     def _take_hooks_off(self) -> None:
