@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.optim.swa_utils import AveragedModel
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 import summarycb
 from summarycb.tree import Work
 from tests.test_watch import MACS, batch, net, plain_step
-from tests.trainings import NOTHING, Case, bits, everything, hooks_of, left_behind, loss_of, step
+from tests.trainings import NOTHING, Case, bits, everything, left_behind, loss_of, step
 
 STEPS = 3
 Loop = Callable[[bool], tuple[Any, Any]]
@@ -136,33 +125,6 @@ def test_fused_optimizers(way: str) -> None:
     assert summary.memory.optimizer_state == 2 * 16 * 4 + 2 * 4
 
 
-def test_an_average_of_the_weights() -> None:
-    """AveragedModel copies the watched model, before the step and amid it; the copies average as without."""
-
-    def loop(watch: bool) -> tuple[Any, Any]:
-        model, optimizer = net()
-        hook = summarycb.watch(model, verbose=False) if watch else None
-        averages = [AveragedModel(model)]
-        losses = []
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            x, y = batch()
-            output = model(x)
-            averages.append(AveragedModel(model))
-            loss = loss_of(output, y)
-            loss.backward()
-            optimizer.step()
-            for average in averages:
-                average.update_parameters(model)
-            losses.append(loss.detach())
-        losses += [average(batch()[0]).detach() for average in averages]
-        assert left_behind(model, averages[0]) == NOTHING
-        return [everything(model, optimizer, losses), [bits(average.state_dict()) for average in averages]], hook
-
-    summary = summary_of(loop)
-    assert (summary[""].calls, summary.forward_macs) == (1, MACS)
-
-
 @pytest.mark.parametrize("watched", ["wrapper", "model"])
 def test_data_parallel(watched: str) -> None:
     """Without an accelerator it calls its module; the row is the module's either way."""
@@ -208,131 +170,6 @@ def test_a_functional_ensemble() -> None:
     assert summary[""].calls == 1
     assert summary.forward_macs == 3 * MACS  # of three models at once
     assert summary.backward_macs == 3 * MACS
-
-
-def test_a_model_that_trains_in_another_thread() -> None:
-    """Two trainings at the same time, forward and backward in turn, one watched, both or none: bitwise the same."""
-
-    def run(watched: tuple[bool, bool]) -> list[Any]:
-        gate = threading.Barrier(2, timeout=60)
-        results: list[Any] = [None, None]
-
-        def train(turn: int) -> None:
-            try:
-                model = nn.Sequential(nn.Linear(3, 4 + turn), nn.Tanh(), nn.Linear(4 + turn, 4))
-                generator = torch.Generator().manual_seed(turn)
-                with torch.no_grad():
-                    for parameter in model.parameters():
-                        parameter.copy_(torch.rand(parameter.shape, generator=generator))
-                optimizer = torch.optim.Adam(model.parameters())
-                hook = summarycb.watch(model, verbose=False) if watched[turn] else None
-                losses = []
-                for _ in range(STEPS):
-                    x, y = torch.rand(2, 3, generator=generator), torch.arange(2)
-                    optimizer.zero_grad()
-                    gate.wait()
-                    output = model(x)
-                    gate.wait()  # both have begun before either goes on
-                    loss = loss_of(output, y)
-                    loss.backward()
-                    gate.wait()
-                    optimizer.step()
-                    losses.append(loss.detach())
-                trained = everything(model, optimizer, losses)
-                del trained["random state"]  # that of the process
-                results[turn] = trained, hook
-            except BaseException:
-                gate.abort()
-                raise
-
-        threads = [threading.Thread(target=train, args=(turn,)) for turn in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert left_behind() == NOTHING
-        return results
-
-    plain = [trained for trained, _ in run((False, False))]
-    for watched in [(True, False), (True, True)]:
-        results = run(watched)
-        assert [trained for trained, _ in results] == plain
-        for turn, (_, hook) in enumerate(results):
-            if hook is not None:
-                width = 4 + turn
-                assert hook.summary.incomplete == ()
-                assert hook.summary[""].calls == 1
-                assert hook.summary.forward_macs == 2 * (3 * width + width * 4)
-
-
-LOAD = """
-import sys, torch
-sys.modules["summarycb"] = None  # as where it is not installed
-for path in sys.argv[1:]:
-    model = torch.load(path, weights_only=False)
-    handle = model.register_forward_pre_hook(lambda module, args: None)  # the first number a process gives out
-    model(torch.rand(2, 3)).sum().backward()
-"""
-
-
-def test_a_watched_model_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
-    """Saved while it waits, and amid the step; also where the user has hooks that ours come after."""
-    model, optimizer = net()
-    model.register_forward_hook(nullcontext().__exit__)  # takes anything, and is found everywhere
-    hook = summarycb.watch(model, verbose=False)
-    torch.save(model, tmp_path / "waiting.pt")
-    x, y = batch()
-    loss = loss_of(model(x), y)
-    torch.save(model, tmp_path / "amid.pt")
-    loss.backward()
-    optimizer.step()
-    assert hook.summary is not None
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "waiting.pt"), str(tmp_path / "amid.pt")],
-        capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_nothing_happens_while_a_cuda_graph_is_captured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No observation begins amid a capture, and none ends or prints: the step that is observed ends after it."""
-    model, optimizer = net()
-    hook = summarycb.watch(model, columns=["params"])
-    capturing = True
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    step(model, optimizer, *batch())
-    assert (hook.summary, left_behind()) == (None, NOTHING)
-
-    capturing = False
-    x, y = batch()
-    loss = loss_of(model(x), y)
-    capturing = True
-    loss.backward()
-    optimizer.step()
-    assert (hook.summary, capsys.readouterr().out) == (None, "")
-
-    capturing = False
-    optimizer.step()
-    assert hook.summary is not None
-    assert capsys.readouterr().out == hook.summary.to_text(columns=["params"]) + "\n"
-    assert (hook.summary[""].calls, hook.summary.forward_macs) == (1, MACS)
-    assert left_behind(model) == NOTHING
-
-
-def test_waiting_asks_nothing_of_cuda_where_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> bool:
-        raise AssertionError("asked")
-
-    model, optimizer = net()
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fail)
-    hook = summarycb.watch(model, verbose=False)
-    step(model, optimizer, *batch())
-    assert hook.summary is not None
-    assert hook.summary.incomplete == ()
 
 
 def test_an_optimizer_that_takes_a_closure() -> None:
@@ -433,68 +270,6 @@ def test_two_watches_that_end_at_the_same_step(order: tuple[int, int]) -> None:
     assert second[""].total.backward_macs == 2 * (2 * 3 * 4)  # the weight's gradient and the input's
 
 
-def test_optimizer_hooks_of_the_user_run_on() -> None:
-    """Process-wide hooks registered before, between and after ours are all called, at every step."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-    seen: list[str] = []
-    model, optimizer = net()
-    handles = [register_optimizer_step_post_hook(lambda *_: seen.append("before"))]
-    hook = summarycb.watch(model, verbose=False)
-    loss_of(model(batch()[0]), batch()[1]).backward()
-    handles.append(register_optimizer_step_post_hook(lambda *_: seen.append("after")))
-    handles.append(register_optimizer_step_pre_hook(lambda *_: seen.append("pre")))
-    optimizer.register_step_post_hook(lambda *_: seen.append("own"))
-    optimizer.step()
-    assert hook.summary is not None
-    optimizer.step()
-    for handle in handles:
-        handle.remove()
-    assert seen == ["pre", "own", "before", "after"] * 2
-
-
-def test_a_copy_of_a_watched_model_is_inert(case: Case) -> None:
-    """An EMA copy, a checkpoint of the whole module: they train on their own, unobserved, and load without the hook."""
-    model, optimizer = case.make()
-    hook = summarycb.watch(model, verbose=False)
-    stored = io.BytesIO()
-    torch.save(model, stored)
-    stored.seek(0)
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(stored, weights_only=False)]
-    for other in copies:
-        case.train(other, case.optimizer(other.parameters()), steps=1)
-        assert hook.summary is None
-    case.train(model, optimizer, steps=1)
-    assert hook.summary is not None
-    assert hook.summary[""].calls == 1
-
-
-def test_a_copy_that_is_made_amid_the_step() -> None:
-    """``deepcopy`` of the model between forward and backward copies no observation."""
-    model, optimizer = net()
-    hook = summarycb.watch(model, verbose=False)
-    x, y = batch()
-    loss = loss_of(model(x), y)
-    other = copy.deepcopy(model)
-    other(x)
-    loss.backward()
-    optimizer.step()
-    assert hook.summary is not None
-    assert (hook.summary[""].calls, hook.summary[""].total.forward_macs) == (1, MACS)
-    assert hook.summary.outside.forward_macs == MACS  # the copy's
-    assert left_behind(model) == NOTHING
-
-
-def test_the_copy_of_a_watched_model_loses_the_hook_as_it_is_first_called() -> None:
-    model = nn.Sequential(nn.Linear(3, 2))
-    hook = summarycb.watch(model, verbose=False)
-    average = copy.deepcopy(model)
-    average(torch.rand(4, 3))
-    assert hooks_of(average) == hooks_of(nn.Sequential(nn.Linear(3, 2)))
-    assert hook.summary is None
-    hook.close()
-
-
 def test_autocast(case: Case) -> None:
     """bfloat16 autocast on the CPU: the precision is recorded, and the copies of weights are a kind of their own."""
 
@@ -538,97 +313,6 @@ def test_autocast_copies_of_weights_in_bytes() -> None:
     assert first.own == Work(2 * 3 * 4, 2 * 3 * 4, 0, 2 * (2 * 3) + 2 * (2 * 4), 0)
     assert second.own == Work(2 * 4 * 5, 2 * (2 * 4 * 5), 0, 2 * (2 * 5), 2 * (4 * 5))
     assert summary.memory.weight_copies == 2 * (4 * 5)
-
-
-def test_a_user_mode_around_the_forward_alone() -> None:
-    """Somebody counts FLOPs of the forward: that mode is left before ours, and must pop itself, not us.
-
-    So ours is left with the forward. The gradients are still measured at the end of the step.
-    """
-    model, optimizer = net()
-    x, y = batch()
-    hook = summarycb.watch(model, verbose=False)
-    with FlopCounterMode(display=False) as counter:
-        output = model(x)
-    assert _get_current_dispatch_mode_stack() == []
-    loss_of(output, y).backward()
-    optimizer.step()
-    summary = hook.summary
-    assert counter.get_total_flops() == 2 * MACS
-    assert summary is not None
-    assert (summary.observed, summary.forward_macs, summary.backward_macs) == ("forward", MACS, None)
-    assert summary.memory.gradients == 16 * 4
-    assert [note.kind for note in summary.notes] == ["mode"]
-    assert left_behind(model) == NOTHING
-    assert not torch.utils._python_dispatch.is_in_torch_dispatch_mode()
-
-
-def test_a_user_mode_around_backward_and_step() -> None:
-    """A mode entered after ours is still there, and whole, when ours has gone from below it."""
-    model, optimizer = net()
-    x, y = batch()
-    hook = summarycb.watch(model, verbose=False)
-    loss = loss_of(model(x), y)
-    with FlopCounterMode(display=False) as counter:
-        loss.backward()
-        optimizer.step()
-        assert _get_current_dispatch_mode_stack() == [counter.mode]
-        assert hook.summary is not None
-        torch.rand(2, 3) @ torch.rand(3, 4)
-    assert counter.get_total_flops() == 2 * MACS + 2 * MACS
-    assert (hook.summary.forward_macs, hook.summary.backward_macs) == (MACS, MACS)
-    assert left_behind(model) == NOTHING
-    assert not torch.utils._python_dispatch.is_in_torch_dispatch_mode()
-
-
-def test_a_user_mode_around_the_whole_step() -> None:
-    model, optimizer = net()
-    hook = summarycb.watch(model, verbose=False)
-    with FlopCounterMode(display=False) as counter:
-        step(model, optimizer, *batch())
-    assert counter.get_total_flops() == 2 * MACS + 2 * MACS
-    assert hook.summary is not None
-    assert hook.summary.forward_macs == MACS
-    assert not torch.utils._python_dispatch.is_in_torch_dispatch_mode()
-
-
-@pytest.mark.parametrize("gradients", [False, True])
-def test_modules_in_other_threads(gradients: bool) -> None:
-    """A thread that prefetches features with the model is not part of the step's calls, and is said.
-
-    Where it makes a graph, the numbers of its nodes are not told from those of the step's.
-    """
-    model, optimizer = net()
-    hook = summarycb.watch(model, verbose=False)
-    x, y = batch()
-    loss = loss_of(model(x), y)
-
-    def prefetch() -> None:
-        with torch.set_grad_enabled(gradients):
-            model(torch.rand(50, 3))
-
-    thread = threading.Thread(target=prefetch)
-    thread.start()
-    thread.join()
-    loss.backward()
-    optimizer.step()
-    assert hook.summary is not None
-    assert (hook.summary[""].calls, hook.summary.forward_macs) == (1, MACS)
-    assert [note.kind for note in hook.summary.notes] == (["unplaced", "threads"] if gradients else ["threads"])
-    assert (hook.summary[""].backward_macs is None) == gradients
-
-
-def test_another_thread_does_not_end_the_step() -> None:
-    model, optimizer = net()
-    hook = summarycb.watch(model, verbose=False)
-    x, y = batch()
-    loss_of(model(x), y).backward()
-    thread = threading.Thread(target=optimizer.step)
-    thread.start()
-    thread.join()
-    assert hook.summary is None
-    optimizer.step()
-    assert hook.summary is not None
 
 
 class Each(nn.Module):
