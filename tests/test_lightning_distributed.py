@@ -102,8 +102,8 @@ def test_figures_of_each_rank(ranks: Ranks, setup: str) -> None:
     # half of the first layer's outputs, half of the second's inputs and its whole bias
     parallel = FIRST // 2 + 16 * 6 // 2 + 6
     local = {"fully_shard": WEIGHTS // 2, "tensor parallel": parallel}.get(setup, WEIGHTS)
-    # the ReLU's result and the second layer's output; in parallel half of the one, and of the other its summand, too
-    saved = 5 * 16 // 2 + 2 * 5 * 6 if setup == "tensor parallel" else 5 * 16 + 5 * 6
+    # the ReLU's result, in parallel half of it, and the second layer's output
+    saved = 5 * 16 // (2 if setup == "tensor parallel" else 1) + 5 * 6
     strategy = "DDPStrategy" if setup.startswith("ddp") else "ModelParallelStrategy"
     for summary in (ModelSummary.from_json(rank[setup]["summary"]) for rank in ranks):
         assert summary.incomplete == ()

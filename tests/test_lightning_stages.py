@@ -192,6 +192,6 @@ def test_armed_for_every_batch(lightning: ModuleType, tmp_path: Path) -> None:
     trainer(lightning, tmp_path, callback).fit(model)
     assert model.watched == [True] * batches
     assert [step for _, step in tracker.written] == list(range(batches))
-    assert during == {exits, exits + 1}  # none as the first batch begins, then one
+    assert during <= {exits, exits + 1}  # one for all, which may be there from before
     assert writing() == []
     assert left_behind(model) == NOTHING
