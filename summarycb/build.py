@@ -49,6 +49,7 @@ class Records:
     backward: bool = False
     precision: str | None = None
     training: bool | None = None
+    _autocasts: str | None = None
     notes: list[Note] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
     raised: Raised | None = None
@@ -58,12 +59,16 @@ class Records:
         self.notes.append(Note(kind, text))
 
     def saw_call(self, module: nn.Module) -> None:
-        """An outermost module is called: what only holds inside a step is read now, the first time."""
+        """A module is called, the outermost first: what only holds inside a step is read now.
+
+        Autocast may begin within the outermost forward, as where accelerate has prepared the model.
+        """
         if self.training is None:
             self.training = training(module)
             device = _device(self.structure)
-            if device is not None and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                self.precision = f"{dtype_name(torch.get_autocast_dtype(device))} autocast"
+            self._autocasts = device if device is not None and torch.amp.is_autocast_available(device) else None
+        if self.precision is None and self._autocasts is not None and torch.is_autocast_enabled(self._autocasts):
+            self.precision = f"{dtype_name(torch.get_autocast_dtype(self._autocasts))} autocast"
 
 
 @collection_paused()

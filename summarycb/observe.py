@@ -115,11 +115,12 @@ class Observation:
         return self._exit is not None
 
     @collection_paused()
-    def start(self, on_step: Callable[[], None] | None = None) -> None:
+    def start(self, on_step: Callable[[], None] | None = None, *, in_compiled_call: bool = False) -> None:
         """Begin to observe; ``on_step`` is called when an optimizer that owns a parameter of the model has stepped."""
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
+        self._forward_only = in_compiled_call
         self._thread = threading.get_ident()
         self._exit = contextlib.ExitStack()
         # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
@@ -271,6 +272,9 @@ class Observation:
             # begun amid the user's code: that mode may be left before the step ends, and would then pop ours
             self._forward_only = True
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
+        if self._forward_only and not theirs:
+            # as a compiled call ends, torch sets back which modes are on, but not the stack of them
+            records.note("mode", "the step began within a compiled call: its forward alone was observed")
         self._mode.enter_context(Mode(weakref.ref(self)))
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -281,7 +285,7 @@ class Observation:
         try:
             over = self._on_step is not None and self._is_over(records.calls)
             outermost = not over and records.calls.enter(module, args, kwargs)
-            if outermost:
+            if not over:
                 records.saw_call(module)
         except Exception as error:
             self._drop_all("module calls", error)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, Self, TypeAlias, cast
+from typing import Literal, Protocol, Self, TypeAlias, cast
 
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.exits import at_exit
@@ -169,6 +169,37 @@ def resolve(targets: object) -> list[Tracker]:
     return found
 
 
+def check_targets(targets: object) -> Sequence[object] | Literal["auto"]:
+    """What a framework's callback is given as ``trackers``, for :func:`open_targets`; SummaryError for what is wrong.
+
+    What a name or a logger stands for may begin later; anything else that no tracker takes is wrong now.
+    """
+    if isinstance(targets, str) and targets == "auto":
+        return "auto"
+    check_names(targets)
+    return [target if _is_later(target) else _resolve_one(target) for target in _as_sequence(targets)]
+
+
+def open_targets(targets: Sequence[object] | Literal["auto"], natives: Iterable[object]) -> list[Tracker]:
+    """The trackers to write to, where the framework has loggers, runs or writers of its own: ``natives``.
+
+    ``"auto"`` is each of them that a tracker takes. A name is those of that kind, or else the run that is active. What
+    cannot be opened is said in a warning: it must not keep the others from being written to.
+    """
+    found = [tracker for native in natives if (tracker := wrap(native)) is not None]
+    if targets == "auto":
+        return found
+    opened: list[Tracker] = []
+    for target in targets:
+        try:
+            named = kind(target) if isinstance(target, str) and target in names() else None
+            of_that_kind = [tracker for tracker in found if named is not None and type(tracker) is named]
+            opened += of_that_kind or resolve([target])
+        except Exception as error:
+            warn(f"the model summary was not written to {target!r}: {type(error).__name__}: {error}")
+    return opened
+
+
 def is_kind(target: object, name: str, *packages: str) -> bool:
     """Whether ``target``'s class, or a base of it, is called ``name`` in one of ``packages``; none is imported."""
     return any(base.__name__ == name and base.__module__.partition(".")[0] in packages for base in type(target).__mro__)
@@ -305,6 +336,10 @@ def _resolve_one(target: object) -> Tracker:
         f"no tracker takes {target if isinstance(target, str) else type(target).__name__!r}; installed are "
         f"{', '.join(names())}, each with its native run, writer or logger"
     )
+
+
+def _is_later(target: object) -> bool:
+    return isinstance(target, str) or is_kind(target, "Logger", *LIGHTNING)
 
 
 def _load(entry: EntryPoint) -> type[Tracker]:

@@ -111,6 +111,15 @@ class Watch:
         self._finish(None)
         self.flush()
 
+    def discard(self) -> None:
+        """End the observation, if it is still on, and make no summary: of a step that raised, where nobody said so."""
+        observation, self._observation = self._observation, None
+        try:
+            if observation is not None and observation.running:
+                observation.discard()
+        finally:
+            self._leave()
+
     def flush(self) -> None:
         """Wait, for at most ``timeout`` seconds, until the trackers have everything."""
         self._publisher.flush()
@@ -162,7 +171,8 @@ class Watch:
                 self._observation.discard()
             optimizers = [alive for known in self._optimizers if (alive := known()) is not None]
             self._observation = Observation(model, optimizers, self._timeout, **self._context)
-            self._observation.start(on_step=partial(_end, weakref.ref(self)))
+            on_step = partial(_end, weakref.ref(self))
+            self._observation.start(on_step, in_compiled_call=self._stance is not None)
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
             if self._stance is not None:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")

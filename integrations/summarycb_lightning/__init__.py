@@ -10,20 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from summarycb.errors import SummaryError, missing
 from summarycb.observe import Observation
 from summarycb.render.terminal import show
-from summarycb.trackers import (
-    LIGHTNING,
-    Publisher,
-    Report,
-    Tracker,
-    check_names,
-    check_timeout,
-    is_kind,
-    kind,
-    names,
-    resolve,
-    warn,
-    wrap,
-)
+from summarycb.trackers import Publisher, Report, check_targets, check_timeout, open_targets, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
 from summarycb_lightning.throughput import FlopsPerBatch
@@ -85,11 +72,7 @@ class ModelSummaryCallback(LightningModelSummary):
         if stage not in STAGES:
             raise SummaryError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
         self._stage = stage
-        if trackers != "auto":
-            check_names(trackers)
-            # what a name or a logger stands for may begin later; anything else that no tracker takes is wrong now
-            trackers = [target if _is_later(target) else resolve([target])[0] for target in trackers]
-        self._trackers = trackers
+        self._trackers = check_targets(trackers)
         self._armed = False
         self._flops = FlopsPerBatch()
         self._observation: Observation | None = None
@@ -202,24 +185,10 @@ class ModelSummaryCallback(LightningModelSummary):
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)
             if self._publisher is None:
-                self._publisher = Publisher(self._open_trackers(trainer), self._timeout)
+                self._publisher = Publisher(open_targets(self._trackers, trainer.loggers), self._timeout)
             self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
         except Exception as fault:
             self._give_up(fault)
-
-    def _open_trackers(self, trainer: Trainer) -> list[Tracker]:
-        loggers = [tracker for logger in trainer.loggers if (tracker := wrap(logger)) is not None]
-        if self._trackers == "auto":
-            return loggers
-        opened: list[Tracker] = []
-        for target in self._trackers:
-            try:
-                named = kind(target) if isinstance(target, str) and target in names() else None
-                of_the_trainer = [logger for logger in loggers if named is not None and type(logger) is named]
-                opened += of_the_trainer or resolve([target])
-            except Exception as error:  # one that cannot be opened must not keep the others from being written to
-                warn(f"the model summary was not written to {target!r}: {type(error).__name__}: {error}")
-        return opened
 
     def _discard(self) -> None:
         observation, self._observation = self._observation, None
@@ -276,10 +245,6 @@ def _bases() -> list[type]:
     if not found:
         raise missing("lightning", "lightning")
     return found
-
-
-def _is_later(target: object) -> bool:
-    return isinstance(target, str) or is_kind(target, "Logger", *LIGHTNING)
 
 
 def _is_lightning(cls: type) -> bool:

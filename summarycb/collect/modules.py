@@ -21,6 +21,7 @@ WRAPPERS = {
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_checkpoint_wrapped_module",
+    "_FabricModule": "_forward_module",
 }
 _MAX_CONFIG = 200
 
