@@ -106,7 +106,7 @@ HOOKS = {
     "build": ("summarycb.observe", "build"),
     "show": ("summarycb_lightning", "show"),
     "report": ("summarycb_lightning", "Report"),
-    "trackers": ("summarycb_lightning", "wrap"),
+    "trackers": ("summarycb.trackers", "wrap"),
 }
 
 

@@ -101,7 +101,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "compiled" else []) for name in SETTINGS]
+)
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
 def test_nothing_changes_and_the_first_step_is_summarized(name: str, tmp_path: Path) -> None:
     """Losses, weights, gradients, optimizer, random state, flags and hooks: bitwise, after three steps."""
