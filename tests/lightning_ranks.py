@@ -6,11 +6,13 @@ A launcher's LOCAL_RANK, MASTER_ADDR and MASTER_PORT are given; what was found i
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 
+from summarycb.collect.ranks import Ranks
 from summarycb.errors import SummaryWarning
 from summarycb_lightning import ModelSummaryCallback
 from tests.lightning_trainings import Recording, all_of, is_watched, trainer
@@ -74,7 +77,39 @@ class Parts(Plain):
         return loss
 
 
+class Late(Plain):
+    """Rank 1 begins when rank zero is done with its first batch, after which no gradients are exchanged yet."""
+
+    fits = 0
+
+    def on_train_start(self) -> None:
+        Late.fits += 1
+        self.begun = f"fit {Late.fits}"
+
+    def on_before_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
+        if self.global_rank == 1:
+            distributed.distributed_c10d._get_default_store().wait([self.begun], timedelta(seconds=20))
+        return batch
+
+    def on_after_backward(self) -> None:
+        if self.global_rank == 0 and not is_watched():
+            distributed.distributed_c10d._get_default_store().set(self.begun, "")
+
+
+def hear(ranks: Ranks, timeout: float) -> dict[int, str]:
+    """Rank zero asks what the others saw."""
+    if Late.fits:
+        distributed.distributed_c10d._get_default_store().set(f"fit {Late.fits}", "")
+    return hear_them(ranks, timeout)
+
+
+hear_them, Ranks._hear = Ranks._hear, hear  # type: ignore[method-assign]
+
+
 class Sharded(Plain):
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        gc.collect()  # FSDP may leave what it gathered in a cycle, which is alive until then
+
     def configure_model(self) -> None:
         mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
         for layer in (self.net[0], self.net[2], self.net):
@@ -90,6 +125,7 @@ class Parallel(Plain):
 SETUPS: dict[str, tuple[type[Plain], Callable[[], Any]]] = {
     "ddp": (Plain, lambda: DDPStrategy(process_group_backend="gloo")),
     "ddp, parts": (Parts, lambda: DDPStrategy(process_group_backend="gloo")),
+    "ddp, late": (Late, lambda: DDPStrategy(process_group_backend="gloo")),
     "fully_shard": (Sharded, lambda: ModelParallelStrategy(data_parallel_size=WORLD, tensor_parallel_size=1)),
     "tensor parallel": (Parallel, lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=WORLD)),
 }
@@ -105,7 +141,9 @@ def fit(name: str, folder: Path, *callbacks: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     model = kind()
     monitor = L.callbacks.ThroughputMonitor(batch_size_fn=len)
-    runner = trainer(L, folder, monitor, *callbacks, strategy=strategy(), devices=WORLD)
+    batches = 2 if kind is Late else 1
+    arguments = {"strategy": strategy(), "devices": WORLD, "accumulate_grad_batches": batches}
+    runner = trainer(L, folder, monitor, *callbacks, **arguments)
     before = collectives() if distributed.is_initialized() else 0
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runner.fit(model)

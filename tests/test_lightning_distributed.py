@@ -124,6 +124,19 @@ def test_figures_of_each_rank(ranks: Ranks, setup: str) -> None:
         assert [note.kind for note in summary.notes] == (["global"] if setup == "tensor parallel" else [])
 
 
+@pytest.mark.parametrize("setup", [*SETUPS, "ddp, late"])
+def test_rank_zero_has_what_both_saw(ranks: Ranks, setup: str) -> None:
+    """Also where rank 1 begins only after rank zero has run its batch, whose gradients nobody waits for."""
+    zero, one = (ModelSummary.from_json(rank[setup]["summary"]) for rank in ranks)
+    assert [(r.rank, r.memory.peak_at, r.incomplete) for r in zero.ranks] == [
+        (0, zero.memory.peak_at, ()),
+        (1, one.memory.peak_at, ()),
+    ]
+    assert one.ranks == ()
+    together = None if setup == "tensor parallel" else WORLD * 2 * (FORWARD + BACKWARD)
+    assert zero.all_ranks_flops == together
+
+
 @pytest.mark.parametrize("setup", SETUPS)
 def test_what_a_throughput_monitor_is_told(ranks: Ranks, setup: str) -> None:
     """One device's FLOPs, which it multiplies by the world size: unknown where products are shared among devices."""

@@ -138,3 +138,12 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["hook"].summary.forward_macs == 2 * (16 * 8 + 8 * 4)  # type: ignore[attr-defined]
     assert summarycb.load(f"tensorboard:{tmp_path}/runs") == names["hook"].summary  # type: ignore[attr-defined]
     assert summarycb.load("base.json") == names["summary"]
+
+
+def test_each_tick_of_the_set_ups_has_its_test() -> None:
+    """The README's table links each tick to a file and names a test in it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ticks = re.findall(r'\[✓\]\((tests/\w+\.py) "(\w+)"\)', readme)
+    assert len(ticks) == readme.count("✓") > 0
+    lacking = [(file, test) for file, test in ticks if f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8")]
+    assert lacking == []

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from summarycb.collect.ranks import Ranks, announce
 from summarycb.errors import SummaryError, missing
 from summarycb.observe import Observation
-from summarycb.render.terminal import show
+from summarycb.render.terminal import show, show_failure
 from summarycb.trackers import Publisher, Report, check_targets, check_timeout, open_targets, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import check_columns, check_depth
@@ -38,7 +39,8 @@ class ModelSummaryCallback(LightningModelSummary):
     ``columns`` are those of :data:`summarycb.columns.COLUMNS`.
     ``stage`` is what the Trainer is asked to do when the step is observed: the first training batch of ``fit``, or the
     first batch, forward only, of ``validate``, ``test`` or ``predict``.
-    ``timeout`` bounds in seconds how long the end of it waits for the trackers. ``summary`` holds the result.
+    ``timeout`` bounds in seconds how long the end of it waits for the trackers, and rank zero for what the other ranks
+    saw. ``summary`` holds the result.
 
     A ``ThroughputMonitor`` beside it is told the FLOPs of a training batch, unless the module has a
     ``flops_per_batch`` of its own. A callback that runs the model at the end of a batch belongs after this one in the
@@ -76,11 +78,12 @@ class ModelSummaryCallback(LightningModelSummary):
         self._armed = False
         self._flops = FlopsPerBatch()
         self._observation: Observation | None = None
+        self._ranks: Ranks | None = None
         self._publisher: Publisher | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         written = getattr(type(self), "_written", type(self))
-        state = {**self.__dict__, "_observation": None, "_publisher": None, "_flops": FlopsPerBatch()}
+        state = {**self.__dict__, "_observation": None, "_ranks": None, "_publisher": None, "_flops": FlopsPerBatch()}
         for bound in ("log", "log_dict"):  # the Trainer puts methods of the model there
             state.pop(bound, None)
         return _rebuild, (written,), state
@@ -97,7 +100,15 @@ class ModelSummaryCallback(LightningModelSummary):
         self._armed = not trainer.barebones
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's own table is not made."""
+        """Lightning's own table is not made. The ranks' first batches may not wait for each other."""
+        if not self._armed or trainer.state.fn != self._stage or self._ranks is not None:
+            return
+        try:
+            self._ranks = announce(pl_module)
+        except Exception as error:
+            self._give_up(error)
+
+    on_test_start = on_predict_start = on_fit_start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is on its device, and the forward is next."""
@@ -123,6 +134,8 @@ class ModelSummaryCallback(LightningModelSummary):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A training batch's FLOPs are not those of a batch of validation."""
         self._flops.tell(pl_module, training=False)
+        if trainer.state.fn == "validate":
+            self.on_fit_start(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -161,6 +174,12 @@ class ModelSummaryCallback(LightningModelSummary):
         self._discard()
         self._flush()
         self._flops.end(trainer, pl_module)
+        ranks, self._ranks = self._ranks, None
+        try:
+            if ranks is not None:
+                ranks.withdraw()
+        except Exception as error:
+            self._give_up(error)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._armed or self._observation is not None or trainer.state.fn != self._stage:
@@ -169,7 +188,8 @@ class ModelSummaryCallback(LightningModelSummary):
         try:
             self._flops.begin(trainer, pl_module)
             self._step = trainer.global_step
-            self._observation = _Step(pl_module, trainer.optimizers, **_context(trainer))
+            ranks, self._ranks = self._ranks, None
+            self._observation = _Step(pl_module, trainer.optimizers, self._timeout, ranks, **_context(trainer))
             self._observation.start()
         except Exception as error:
             self._give_up(error)
@@ -181,6 +201,8 @@ class ModelSummaryCallback(LightningModelSummary):
         try:
             self.summary = observation.stop(error)
             if not trainer.is_global_zero:
+                if self._verbose:
+                    show_failure(self.summary)
                 return
             if self._verbose:
                 show(self.summary, depth=self._depth, columns=self._columns)

@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
-from summarycb.collect.modules import Structure
+from summarycb.collect.modules import Structure, walk
 from summarycb.serialize import dumps_rank, loads_rank
 from summarycb.step import Note, Rank
 from summarycb.tree import ModelSummary
@@ -30,6 +30,12 @@ def world() -> tuple[int, int] | None:
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return None
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def announce(model: nn.Module) -> Ranks | None:
+    """This process is to observe a step of ``model`` soon: rank zero is to wait for it. None where it is alone."""
+    place = world()
+    return None if place is None else Ranks(walk(model), *place)
 
 
 class Ranks:
