@@ -13,7 +13,7 @@ from summarycb import units
 from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
-from summarycb.specs import Spec, spec_text
+from summarycb.specs import Nested, Spec, TensorSpec, spec_text
 from summarycb.step import KINDS, Failure, Memory, Moment
 from summarycb.tree import ModelSummary, ModuleSummary, flops, outside_row
 
@@ -203,7 +203,9 @@ def _given(inputs: Spec) -> str:
 def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
     module = summary.modules.get(failure.module or "") if failure.calls else None
     phase = "" if failure.phase is None else f" in the {failure.phase}"
-    place = "outside any module" if module is None else f"{_named(module)}, a {module.type_name}"
+    place = "outside any module" if module is None else _named(module)
+    if module is not None and module.path:
+        place += f" ({module.type_name})"
     yield f"{failure.error}{phase}: {place}"
     if failure.calls[:-1]:
         callers = [_named(summary.modules[path]) for path in failure.calls[:-1]]
@@ -213,6 +215,7 @@ def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
         yield from _after("with ", [f"{p.name} {'?' if p.shape is None else list(p.shape)}" for p in module.parameters])
     if failure.operation is not None:
         yield f"{failure.operation} of {spec_text(failure.operands)}"
+        yield from _differing(failure.operands)
     if failure.alive is not None:
         yield from _after(f"alive {units.nbytes(failure.alive.total)}: ", _parts(failure.alive))
     holders = [
@@ -220,6 +223,22 @@ def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
         for held in failure.holders
     ]
     yield from _after("most held by ", holders)
+
+
+def _differing(operands: Spec) -> Iterator[str]:
+    """What shapes do not say: of which types and on which devices, where it is more than one."""
+    tensors = list(_tensors(operands))
+    for kinds in ([tensor.dtype for tensor in tensors], [tensor.device for tensor in tensors]):
+        if len(set(kinds)) > 1:
+            yield f"of {', '.join(kinds)}"
+
+
+def _tensors(spec: Spec) -> Iterator[TensorSpec]:
+    if isinstance(spec, TensorSpec):
+        yield spec
+    elif isinstance(spec, tuple | Nested):
+        for part in spec.values() if isinstance(spec, Nested) else spec:
+            yield from _tensors(part)
 
 
 def _named(module: ModuleSummary) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 import weakref
@@ -88,11 +89,37 @@ def test_a_mismatch_of_dimensions_is_read_off() -> None:
     lines = summary.to_text(depth=0).splitlines()
     assert lines[:4] == [
         "Net",
-        "failed  RuntimeError in the forward: h.1.down, a Linear · called by Net → h.1 · given [8, 5]",
+        "failed  RuntimeError in the forward: h.1.down (Linear) · called by Net → h.1 · given [8, 5]",
         "        with weight [6, 7] · bias [6] · aten.addmm.default of ([6], [8, 5], [7, 6])",
         "        alive 1.289 KiB: weights 616 B · batch 192 B · activations 512 B",
     ]
     assert "incomplete: the step raised RuntimeError in h.1.down" in summary.to_text()
+
+
+def test_types_that_do_not_fit_are_read_off() -> None:
+    """Shapes alone would not say what is wrong; equal types and devices are not worth a word."""
+    model = Net(Block())
+    summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6, dtype=torch.float64)), RuntimeError)
+    assert summary.to_text(depth=0).splitlines()[1:4] == [
+        "failed  RuntimeError in the forward: h.0.up (Linear) · called by Net → h.0 · given [8, 6]",
+        "        with weight [5, 6] · bias [5] · aten.addmm.default of ([5], [8, 6], [6, 5])",
+        "        of float32, float64, float32 · alive 668 B: weights 284 B · batch 384 B",
+    ]
+    summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6, device="meta")), RuntimeError)
+    assert " ([5], [8, 6], [6, 5])\n        of cpu, meta, cpu · alive " in summary.to_text(depth=0)
+
+
+def test_an_error_of_the_root_names_it_once() -> None:
+    class Root(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError
+
+    model = Root()
+    summary, _ = observe(model, lambda: model(torch.rand(2)), ValueError)
+    assert (
+        summary.to_text().splitlines()[1]
+        == "failed  ValueError in the forward: Root · given [2] · alive 8 B: batch 8 B"
+    )
 
 
 def test_the_error_is_the_users() -> None:
@@ -308,27 +335,97 @@ def test_an_error_whose_text_cannot_be_had() -> None:
     assert observation.summary.total_params == 71
 
 
-SCRIPT = """
+LOOP = """
 import sys, torch, summarycb
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-model = nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 6))
-writer = SummaryWriter(sys.argv[1])
-summarycb.watch(model, trackers=[writer])
+class Then(nn.Module):
+    def forward(self, x):
+        {then}
+        return x
+
+model = nn.Sequential(nn.Linear(3, 4), Then(), nn.Linear(5, 6))
+"""
+WATCH = """
+summarycb.watch(model, trackers=[SummaryWriter(sys.argv[1])])
 model(torch.rand(2, 3))
 """
+FABRIC = """
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import TensorBoardLogger
+from summarycb_fabric import ModelSummaryCallback
+
+logger = TensorBoardLogger(sys.argv[1], name="", version="")
+fabric = Fabric(accelerator="cpu", devices=1, callbacks=[ModelSummaryCallback()], loggers=logger)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters()))
+model(torch.rand(2, 3))
+"""
+ACCELERATE = """
+from accelerate import Accelerator
+import summarycb_accelerate
+
+accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=sys.argv[1])
+accelerator.init_trackers("")
+model = accelerator.prepare(model)
+summarycb_accelerate.watch(accelerator, model)
+model(torch.rand(2, 3))
+"""
+TRANSFORMERS = """
+import os
+from transformers import Trainer, TrainingArguments
+from summarycb_transformers import ModelSummaryCallback
+
+class Wants(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return {{"loss": self.net(x).sum()}}
+
+os.environ["TENSORBOARD_LOGGING_DIR"] = sys.argv[1]
+args = TrainingArguments(
+    sys.argv[1], max_steps=1, per_device_train_batch_size=2, report_to="tensorboard", use_cpu=True, disable_tqdm=True,
+    save_strategy="no", dataloader_pin_memory=False,
+)
+data = [{{"x": torch.rand(3)}}] * 2
+Trainer(Wants(model), args, train_dataset=data, callbacks=[ModelSummaryCallback()]).train()
+"""
+SCRIPTS = {
+    "a mismatch": (WATCH, "pass", "RuntimeError in the forward: 2 (Linear) · called by Sequential · given [2, 4]"),
+    "Ctrl-C": (
+        WATCH,
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+        "KeyboardInterrupt in the forward: 1 (Then) · called by Sequential · given [2, 4]",
+    ),
+    "out of memory": (
+        WATCH, "torch.empty(2**60)", "RuntimeError in the forward: 1 (Then) · called by Sequential · given [2, 4]",
+    ),
+    "Fabric": (FABRIC, "pass", "RuntimeError in the forward: 2 (Linear) · called by Sequential · given [2, 4]"),
+    "accelerate": (ACCELERATE, "pass", "RuntimeError in the forward: 2 (Linear) · called by Sequential · given [2, 4]"),
+    "transformers": (
+        TRANSFORMERS, "pass", "RuntimeError in the forward: net.2 (Linear) · called by Wants → net · given [2, 4]",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_script_that_dies_shows_and_logs_what_was_seen(tmp_path: Path) -> None:
-    """After the traceback, by itself: a plain loop has no hook for it."""
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_dies_shows_and_logs_what_was_seen(name: str, tmp_path: Path) -> None:
+    """After the traceback, by itself: a plain loop has no hook for it, nor have these frameworks."""
+    script, then, failed = SCRIPTS[name]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 1
-    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x4 and 5x6)" in done.stderr
-    assert "failed  RuntimeError in the forward: 1, a Linear · called by Sequential · given [2, 4]" in done.stdout
-    logged = summarycb.load(f"tensorboard:{tmp_path}")
-    assert logged.failure is not None
-    assert (logged.failure.module, logged.failure.operands) == ("1", (tensor(6), tensor(2, 4), tensor(5, 6)))
+        [sys.executable, "-c", (LOOP + script).format(then=then), str(tmp_path)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    error = failed.split()[0]
+    assert done.returncode == (-signal.SIGINT if name == "Ctrl-C" else 1)
+    assert done.stderr.splitlines()[-1].startswith(error), done.stderr
+    assert "\nfailed  " + failed in done.stdout
+    (folder,) = {file.parent for file in tmp_path.rglob("events.out.*")}
+    logged = summarycb.load(f"tensorboard:{folder}").failure
+    assert logged is not None
+    assert (logged.error, logged.inputs, logged.out_of_memory) == (error, (tensor(2, 4),), name == "out of memory")
+    if then == "pass":
+        assert logged.operands == (tensor(6), tensor(2, 4), tensor(5, 6))
