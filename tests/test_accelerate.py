@@ -102,9 +102,21 @@ def test_gradients_that_accumulate_in_mixed_precision(watched: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
 def test_a_compiled_model() -> None:
-    torch._dynamo.reset()
-    _, hook = train(accelerator(dynamo_backend="eager"), "after")
-    torch._dynamo.reset()
+    """As many graphs as without us, and bitwise the same training."""
+    from torch._dynamo.utils import counters
+
+    def run(watched: str | None) -> tuple[Any, Any]:
+        torch._dynamo.reset()
+        counters.clear()
+        trained, hook = train(accelerator(dynamo_backend="eager"), watched)
+        return (trained, counters["stats"]["unique_graphs"], dict(counters["frames"])), hook
+
+    try:
+        (plain, _), (observed, hook) = run(None), run("after")
+    finally:
+        torch._dynamo.reset()
+    assert plain[1] > 0
+    assert observed == plain
     assert list(hook.summary.modules) == PATHS
     assert (hook.summary.forward_macs, hook.summary.backward_macs) == (FORWARD, BACKWARD)
 

@@ -92,14 +92,24 @@ def test_mixed_precision() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
 def test_a_compiled_model() -> None:
-    """Fabric takes the compiled wrapper off, and puts it on again around its own."""
-    torch._dynamo.reset()
+    """Fabric takes the compiled wrapper off, and puts it on again around its own: as many graphs as without us."""
+    from torch._dynamo.utils import counters
+
+    def run(*callbacks: Any) -> tuple[Any, ...]:
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        compiled: Any = torch.compile(CNN(), backend="eager")
+        trained = train(Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks)), compiled)
+        return trained, counters["stats"]["unique_graphs"], dict(counters["frames"])
+
     callback = ModelSummaryCallback(verbose=False)
-    fabric = Fabric(accelerator="cpu", devices=1, callbacks=[callback])
-    torch.manual_seed(0)
-    model: Any = torch.compile(CNN(), backend="eager")
-    train(fabric, model)
-    torch._dynamo.reset()
+    try:
+        plain, observed = run(), run(callback)
+    finally:
+        torch._dynamo.reset()
+    assert plain[1] > 0
+    assert observed == plain
     (summary,) = callback.summaries
     assert list(summary.modules) == PATHS
     assert (summary.forward_macs, summary.backward_macs) == (FORWARD, BACKWARD)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, Trainer
 from transformers import TrainingArguments as Arguments
 from transformers.integrations import TensorBoardCallback
@@ -106,18 +107,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
 def test_nothing_changes_and_the_first_step_is_summarized(name: str, tmp_path: Path) -> None:
-    """Losses, weights, gradients, optimizer, random state, flags and hooks: bitwise, after three steps."""
+    """Losses, weights, gradients, optimizer, random state, flags and hooks: bitwise, after three steps.
+
+    And a model that is compiled has as many graphs as without us.
+    """
     callback = ModelSummaryCallback(verbose=False)
+    graphs = []
     plain, observed = trainer(tmp_path, **SETTINGS[name]), trainer(tmp_path, callback, **SETTINGS[name])
     for run in (plain, observed):
         torch._dynamo.reset()
+        counters.clear()
         torch.manual_seed(2)
         if name == "evaluation first":
             run.evaluate()
             assert callback.summary is None
         run.train()
+        graphs.append((counters["stats"]["unique_graphs"], dict(counters["frames"])))
     assert left_behind() == NOTHING
     assert result(observed) == result(plain)
+    assert graphs[0] == graphs[1]
+    assert (graphs[0][0] > 0) == (name == "compiled")
     summary = callback.summary
     assert summary is not None
     assert summary.incomplete == ()
