@@ -30,7 +30,7 @@ peers: $(PEERS)/.installed
 	$(PEERS)/bin/python benchmarks/peers.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) demo_output
+	rm -rf $(VENV) $(PEERS) *_output
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -138,6 +139,21 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["hook"].summary.forward_macs == 2 * (16 * 8 + 8 * 4)  # type: ignore[attr-defined]
     assert summarycb.load(f"tensorboard:{tmp_path}/runs") == names["hook"].summary  # type: ignore[attr-defined]
     assert summarycb.load("base.json") == names["summary"]
+
+
+def test_the_step_that_breaks_in_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torch import nn
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    models = importlib.import_module("models")
+    model = models.TopicsGPT()
+    model.h[3].mlp[2] = nn.Linear(128, 64)
+    with pytest.raises(RuntimeError), summarycb.observe(model) as observation:
+        model(torch.zeros(16, 64, dtype=torch.long))
+    assert observation.summary is not None
+    _, shown = re.findall(r"```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert observation.summary.to_text().startswith(shown + "\n")
 
 
 def test_each_tick_of_the_set_ups_has_its_test() -> None:
