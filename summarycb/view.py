@@ -142,7 +142,7 @@ def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     where = f"rank {environment.rank} of {environment.world_size}" if environment.rank else None  # zero's is all ranks'
     facts = [fact for fact in (*under, environment.framework, environment.strategy, where) if fact]
     if root.call_groups:
-        facts.append(f"in {_given(root.inputs)} → out {spec_text(root.outputs)}")
+        facts.append(f"in {_given(root.inputs)} → out {_brief(root.outputs)}")
     modules = len(summary.modules)
     yield summary.observed, (*facts, f"{modules:,} module{'' if modules == 1 else 's'}")
 
@@ -188,6 +188,7 @@ _KINDS = {
     "batch": "batch",
 }
 _MOST_CALLERS = 12
+_MOST_TEXT = 200
 _PASSING = {"activations": "activations", "temporaries": "temporaries"}
 
 
@@ -197,7 +198,13 @@ def _parts(moment: Moment) -> list[str]:
 
 
 def _given(inputs: Spec) -> str:
-    return spec_text(inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs)
+    return _brief(inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs)
+
+
+def _brief(spec: Spec) -> str:
+    """Caches of a language model and lists of all parameters would fill the screen; the summary has them whole."""
+    text = spec_text(spec)
+    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
 
 
 def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
@@ -214,7 +221,7 @@ def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
         yield f"given {_given(failure.inputs)}"
         yield from _after("with ", [f"{p.name} {'?' if p.shape is None else list(p.shape)}" for p in module.parameters])
     if failure.operation is not None:
-        yield f"{failure.operation} of {spec_text(failure.operands)}"
+        yield f"{failure.operation} of {_brief(failure.operands)}"
         yield from _differing(failure.operands)
     if failure.alive is not None:
         yield from _after(f"alive {units.nbytes(failure.alive.total)}: ", _parts(failure.alive))

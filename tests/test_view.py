@@ -11,6 +11,7 @@ import pytest
 from summarycb import SummaryError
 from summarycb.columns import COLUMNS
 from summarycb.render.terminal import show
+from summarycb.specs import TensorSpec
 from summarycb.step import Environment, Memory
 from summarycb.tree import ModelSummary, ModuleSummary, Work
 from summarycb.view import select
@@ -228,6 +229,14 @@ def test_unknown_is_a_question_mark() -> None:
 def test_a_wrong_width_says_what_is_allowed(width: object) -> None:
     with pytest.raises(SummaryError, match=f"^width must be an integer from 20 on, not {width!r}$"):
         SUMMARY.to_text(width=width)  # type: ignore[arg-type]
+
+
+def test_what_went_in_and_came_out_does_not_fill_the_screen() -> None:
+    """As the keys and values of every layer of a language model: 200 characters of each, of which the last says so."""
+    tensors = (TensorSpec((2, 4), "float32", "cpu"),) * 99
+    view = select(replace(SUMMARY, root=replace(ROOT, call_groups=(replace(ROOT.call_groups[0], outputs=tensors),))))
+    (shown,) = [fact for fact in dict(view.headline)["step"] if " → out " in fact]
+    assert shown == "in [2, 4] → out (" + "[2, 4], " * 24 + "[2, 4]…"
 
 
 def test_names_and_facts_cannot_break_the_table() -> None:
