@@ -188,7 +188,7 @@ _KINDS = {
     "batch": "batch",
 }
 _MOST_CALLERS = 12
-_MOST_TEXT = 200
+_MOST_TEXT = 300
 _PASSING = {"activations": "activations", "temporaries": "temporaries"}
 
 

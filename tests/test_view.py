@@ -232,11 +232,11 @@ def test_a_wrong_width_says_what_is_allowed(width: object) -> None:
 
 
 def test_what_went_in_and_came_out_does_not_fill_the_screen() -> None:
-    """As the keys and values of every layer of a language model: 200 characters of each, of which the last says so."""
+    """As the keys and values of every layer of a language model: 300 characters of each, of which the last says so."""
     tensors = (TensorSpec((2, 4), "float32", "cpu"),) * 99
     view = select(replace(SUMMARY, root=replace(ROOT, call_groups=(replace(ROOT.call_groups[0], outputs=tensors),))))
     (shown,) = [fact for fact in dict(view.headline)["step"] if " → out " in fact]
-    assert shown == "in [2, 4] → out (" + "[2, 4], " * 24 + "[2, 4]…"
+    assert shown == "in [2, 4] → out (" + "[2, 4], " * 37 + "[2…"
 
 
 def test_names_and_facts_cannot_break_the_table() -> None:
