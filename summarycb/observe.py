@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import NO_TASK, OUTSIDE, Calls, graph_task
+from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, graph_task, in_backward
 from summarycb.collect.eager import run_eagerly
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
@@ -180,6 +180,8 @@ class Observation:
                 self._measure_tensors(records)
             if error is not None:
                 self._ended_by(error, records)
+            else:
+                self._ended_early(records)
             self._tell_memory(Memory.end)
             for op, raised in ({} if records.flops is None else records.flops.faults).items():
                 self._failed(f"MACs of {op}", raised)
@@ -310,7 +312,7 @@ class Observation:
         So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``,
         or has an optimizer that is not torch's.
         """
-        if not calls.differentiated or calls.in_optimizer:
+        if not calls.differentiated or calls.in_optimizer or self._broken_task != NO_TASK:
             return False
         return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
 
@@ -400,11 +402,24 @@ class Observation:
         """The step is over because it raised."""
         try:
             calls = records.calls
-            records.raised = Raised.by(error, OUTSIDE, None) if calls is None else calls.failed(error)
-            self._look_at_memory(records.raised)
+            raised = records.raised = Raised.by(error, OUTSIDE, None) if calls is None else calls.failed(error)
+            if raised.phase is None and in_backward(error):  # the engine itself has raised, or a hook of the user's
+                raised.phase = BACKWARD
+            self._look_at_memory(raised)
         except Exception as fault:
             self._failed("where the step failed", fault)
-        records.incomplete.append(f"the step raised {type(error).__name__}{_place(records)}")
+        records.incomplete.append(f"the step raised {class_name(type(error))}{_place(records)}")
+
+    def _ended_early(self, records: Records) -> None:
+        """Nobody says that the step raised; where nothing has followed an error, it did."""
+        calls = records.calls
+        if calls is None:
+            return
+        if calls.depth:
+            records.incomplete.append("a forward did not return")
+        elif calls.error is not None and (calls.raised or self._broken_task != NO_TASK):
+            records.raised = calls.error
+            records.incomplete.append(f"the step raised {calls.error.type_name}{_place(records)}")
 
     def _look_at_memory(self, raised: Raised) -> None:
         """What was alive as it was raised, once: later the error's frames may have been left."""
@@ -422,6 +437,7 @@ class Observation:
         begins, self._task = self._task == NO_TASK, task
         self.backward_seen = True
         if begins and records.calls is not None:
+            records.calls.error = None  # whatever was raised before has been handled
             records.calls.backward_begins()
         if begins:
             self._tell_memory(Memory.backward_begins)
@@ -448,6 +464,8 @@ class Observation:
         if not self._owns(optimizer):
             return
         if records is not None:
+            if records.calls is not None:
+                records.calls.error = None
             if all(known is not optimizer for known in self._optimizers):
                 self._optimizers.append(optimizer)
             self._stepped.add(id(optimizer))

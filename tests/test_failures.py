@@ -429,3 +429,59 @@ def test_a_script_that_dies_shows_and_logs_what_was_seen(name: str, tmp_path: Pa
     assert (logged.error, logged.inputs, logged.out_of_memory) == (error, (tensor(2, 4),), name == "out of memory")
     if then == "pass":
         assert logged.operands == (tensor(6), tensor(2, 4), tensor(5, 6))
+
+
+def test_an_error_that_is_caught_and_followed_by_nothing() -> None:
+    """As in a notebook: the loop is left, and the hook is closed later."""
+    model = Net(Block(given=7))
+    hook = summarycb.watch(model, verbose=False)
+    with pytest.raises(RuntimeError):
+        model(torch.rand(ROWS, 6))
+    hook.close()
+    assert hook.summary is not None
+    assert hook.summary.incomplete == ("the step raised RuntimeError in h.0.down",)
+    assert hook.summary.failure is not None
+    assert hook.summary.failure.operands == (tensor(6), tensor(ROWS, 5), tensor(7, 6))
+
+
+def test_a_forward_that_was_interrupted_and_is_followed_by_nothing() -> None:
+    def interrupt(x: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    model = Net(Block(then=interrupt))
+    hook = summarycb.watch(model, verbose=False)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.rand(ROWS, 6))
+    hook.close()
+    assert hook.summary is not None
+    assert hook.summary.incomplete == ("a forward did not return",)
+
+
+def test_a_step_that_goes_on_after_an_error_is_whole() -> None:
+    """A loss that falls back on another."""
+    model = Net(Block())
+    optimizer = torch.optim.SGD(model.parameters())
+    hook = summarycb.watch(model, verbose=False)
+    y = model(torch.rand(ROWS, 6))
+    with pytest.raises(RuntimeError):
+        torch.mm(y, y)
+    y.sum().backward()
+    optimizer.step()
+    assert hook.summary is not None
+    assert (hook.summary.failure, hook.summary.incomplete) == (None, ())
+
+
+@pytest.mark.parametrize("way", ["changed in place", "a hook of a tensor"])
+def test_an_error_of_the_engine_itself_is_in_the_backward(way: str) -> None:
+    model = Net(Block())
+
+    def run() -> None:
+        saved = model(torch.rand(ROWS, 6)).exp()
+        if way == "changed in place":
+            saved.add_(1)
+        else:
+            saved.register_hook(lambda gradient: 1 // 0)
+        saved.sum().backward()
+
+    summary, _ = observe(model, run, RuntimeError if way == "changed in place" else ZeroDivisionError)
+    assert (summary.failure.phase, summary.failure.calls) == ("backward", ())

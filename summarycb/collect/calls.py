@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
+from traceback import walk_tb
 from types import CodeType, FrameType
 
 import torch
@@ -282,6 +283,11 @@ _MOST_NODES = _most_nodes()
 def _within_checkpoint() -> bool:
     since_the_engine = takewhile(lambda code: code is not _ENGINE, codes())
     return any(code.co_filename == _REENTRANT.co_filename for code in since_the_engine)
+
+
+def in_backward(error: BaseException) -> bool:
+    """Whether the autograd engine was running as ``error`` was raised."""
+    return any(frame.f_code is _ENGINE for frame, _ in walk_tb(error.__traceback__))
 
 
 def codes() -> Iterator[CodeType]:
