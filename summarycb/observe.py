@@ -23,13 +23,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, graph_task, in_backward
-from summarycb.collect.eager import run_eagerly
+from summarycb.collect.eager import in_compiled_call, run_eagerly
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.hooks import hook, no_warning_of_hooks
 from summarycb.collect.inputs import describe, iter_tensors
 from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
-from summarycb.collect.mode import Mode
+from summarycb.collect.mode import KeepsModes, Mode
 from summarycb.collect.modules import class_name, every, walk
 from summarycb.collect.ranks import Ranks, world
 from summarycb.errors import SummaryError
@@ -115,12 +115,11 @@ class Observation:
         return self._exit is not None
 
     @collection_paused()
-    def start(self, on_step: Callable[[], None] | None = None, *, in_compiled_call: bool = False) -> None:
+    def start(self, on_step: Callable[[], None] | None = None) -> None:
         """Begin to observe; ``on_step`` is called when an optimizer that owns a parameter of the model has stepped."""
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
-        self._forward_only = in_compiled_call
         self._thread = threading.get_ident()
         self._exit = contextlib.ExitStack()
         # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
@@ -274,9 +273,8 @@ class Observation:
             # begun amid the user's code: that mode may be left before the step ends, and would then pop ours
             self._forward_only = True
             records.note("mode", "another dispatch mode was active as the step began: its forward alone was observed")
-        if self._forward_only and not theirs:
-            # as a compiled call ends, torch sets back which modes are on, but not the stack of them
-            records.note("mode", "the step began within a compiled call: its forward alone was observed")
+        if in_compiled_call():
+            self._exit.enter_context(KeepsModes())
         self._mode.enter_context(Mode(weakref.ref(self)))
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -473,8 +471,9 @@ class Observation:
             self._measure_tensors(records)
             self._tell_memory(lambda memory: memory.stepped(optimizer))
         if self._on_step is not None:
-            # an optimizer of each parameter may step as its gradient is ready: the step is over with the backward
-            self._over = graph_task() != NO_TASK
+            # an optimizer of each parameter may step as its gradient is ready: the step is over with the backward; and
+            # one whose step is compiled is no place to end at
+            self._over = graph_task() != NO_TASK or in_compiled_call()
             if not self._over:
                 self._on_step()
 

@@ -172,7 +172,7 @@ class Watch:
             optimizers = [alive for known in self._optimizers if (alive := known()) is not None]
             self._observation = Observation(model, optimizers, self._timeout, **self._context)
             on_step = partial(_end, weakref.ref(self))
-            self._observation.start(on_step, in_compiled_call=self._stance is not None)
+            self._observation.start(on_step)
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
             if self._stance is not None:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")

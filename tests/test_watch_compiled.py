@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -196,20 +197,73 @@ def test_a_model_that_was_compiled_and_trained_before(way: Way) -> None:
 def test_a_model_in_a_compiled_function() -> None:
     """That is only noticed as its first step is compiled: the second one is observed, and the summary says so.
 
-    The graph that the first made has our hooks, and is compiled again without them. What torch dispatches after a
-    compiled call has ended is not shown to who began within it: the backward is unknown, which is not 0.
+    The graph that the first made has our hooks, and is compiled again without them.
     """
     plain, _, _, without = train(function)
     observed, hook, observed_at, compiled = train(function, "after")
     assert (compiled["graphs"], recompilations(compiled)) == (without["graphs"] + 1, recompilations(without) + 1)
     assert observed_at == 1
     assert [note.text for note in hook.summary.notes] == [
-        "the step began within a compiled call: its forward alone was observed",
         "the first step ran as a compiled graph; this is the next, eager",
     ]
     assert (hook.summary[""].calls, hook.summary.forward_macs) == (1, MACS)
-    assert (hook.summary.observed, hook.summary.backward_macs) == ("forward", None)
+    assert (hook.summary.observed, hook.summary.backward_macs) == ("step", 2 * MACS - 2 * 3 * 5)
     assert observed == plain
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, as it compiles a step
+@pytest.mark.parametrize("by_hand", [False, True], ids=["compiled optimizer", "no optimizer"])
+@pytest.mark.parametrize("way", [outer, inner, in_place, submodule_in_place])
+def test_a_step_that_begins_or_ends_within_a_compiled_call(way: Way, by_hand: bool) -> None:
+    """A compiled optimizer's step, or the next forward, ends it: as that call returns, torch turns modes on again."""
+    weights: list[Any] = []
+    for watch in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        model, watched = way(net, Graphs())
+        hook = summarycb.watch(watched, verbose=False) if watch else None
+        update = torch.compile(optimizer.step, backend="eager")
+        for _ in range(3):
+            model(torch.rand(2, 3)).sum().backward()  # one call of torch between the model's and the backward
+            with torch.no_grad():
+                if by_hand:
+                    for parameter in net.parameters():
+                        assert parameter.grad is not None
+                        parameter -= 0.1 * parameter.grad
+                else:
+                    update()
+            optimizer.zero_grad()
+        weights.append(everything(net, optimizer, []))
+        gc.collect()
+        assert left_behind(net, model) == NOTHING
+    assert weights[0] == weights[1]
+    assert hook is not None
+    assert hook.summary is not None
+    assert (hook.summary.forward_macs, hook.summary.backward_macs) == (MACS, 2 * MACS - 2 * 3 * 5)
+
+
+@pytest.mark.slow
+def test_a_whole_step_that_is_compiled() -> None:
+    """Its backward is compiled while the compiler is on for the function around it, and what we do then is not."""
+    code = """
+import torch, summarycb
+net = torch.nn.Linear(3, 4)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+hook = summarycb.watch(net, verbose=False)
+@torch.compile(backend="aot_eager")
+def train(x):
+    net(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+for _ in range(3):
+    train(torch.rand(2, 3))
+hook.close()
+print(hook.summary.forward_macs, hook.summary.backward_macs)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{2 * 3 * 4} {2 * 3 * 4}\n"), done.stderr
 
 
 def test_a_watched_model_that_never_trains_leaves_the_compiler_alone() -> None:

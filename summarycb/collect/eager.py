@@ -7,12 +7,15 @@ no hook fires. Nor may the compiler see one of ours: a graph with it is compiled
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy, set_eval_frame
+
+from summarycb.collect.calls import codes
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -46,12 +49,7 @@ def around_compiling(begins: Callable[[], None], ends: Callable[[], None]) -> Ca
     """Call ``begins`` before the compiler looks at anything and ``ends`` after it; what is returned ends that."""
     from torch._dynamo.callback import callback_handler
 
-    def before(_: object) -> None:
-        begins()
-
-    def after(_: object) -> None:
-        ends()
-
+    before, after = (not_compiled(_aside(call)) for call in (begins, ends))
     callback_handler.register_start_callback(before)
     callback_handler.register_end_callback(after)
 
@@ -63,10 +61,31 @@ def around_compiling(begins: Callable[[], None], ends: Callable[[], None]) -> Ca
     return remove
 
 
+def _aside(call: Callable[[], None]) -> Callable[[object], None]:
+    """The compiler may be on while it calls this, and would wait for itself to compile it."""
+
+    def aside(_: object) -> None:
+        compiler = set_eval_frame(None)
+        try:
+            call()
+        finally:
+            set_eval_frame(compiler)
+
+    return aside
+
+
 def not_compiled(function: _Function) -> _Function:
     """Where a compiled region comes to ``function`` Python runs it, and the compiler makes no frame of it."""
     set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
     return function
+
+
+def in_compiled_call() -> bool:
+    """Whether what runs was called by a function that is compiled, though it may run eagerly."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and any(
+        code.co_name == "compile_wrapper" and code.co_filename == dynamo.__file__ for code in codes()
+    )
 
 
 def _stance() -> str:
