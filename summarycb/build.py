@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -175,6 +175,9 @@ def _own_work(records: Records) -> list[_Amounts]:
         if (UNPLACED, BACKWARD) in flops.macs:
             for amounts in own:
                 amounts[columns[BACKWARD]] = amounts[columns[RECOMPUTE]] = None
+        missed = [number for number, call in enumerate(records.calls.made) if call.missed]
+        for number in (*missed, OUTSIDE) if missed else ():
+            own[number][columns[FORWARD]] = None
     for column, found_bytes in enumerate((memory.saved, memory.weight_copies) if memory is not None else (), 3):
         for call, size in (found_bytes or {}).items():
             own[max(call, OUTSIDE)][column] = size
@@ -248,6 +251,7 @@ def _failure(records: Records) -> Failure | None:
         return None
     rows = [] if calls is None else calls.path(raised.call)
     module = nodes[rows[-1]].path if rows else None
+    holders = Counter({slot: size for slot, size in raised.holders.items() if slot != OUTSIDE and size})
     return Failure(
         error=raised.type_name,
         phase=raised.phase,
@@ -257,13 +261,7 @@ def _failure(records: Records) -> Failure | None:
         operands=raised.operands,
         out_of_memory=raised.out_of_memory,
         alive=None if raised.alive is None or raised.phase is None else Moment(raised.phase, module, *raised.alive),
-        holders=tuple(
-            [
-                Holder(None if slot == OUTSIDE else nodes[slot].path, size)
-                for slot, size in raised.holders.most_common(_MOST_HOLDERS)
-                if size
-            ]
-        ),
+        holders=tuple([Holder(nodes[slot].path, size) for slot, size in holders.most_common(_MOST_HOLDERS)]),
     )
 
 

@@ -214,14 +214,18 @@ class Observation:
             self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
         if self.backward_seen and self._idle():
             self.note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
-        if records.memory is not None and records.memory.backwards > 1:
-            ran = f"backward ran {records.memory.backwards:,} times within the step"
-            self.note("backwards", f"{ran}; saved activations are those before the one that found the most")
-        if records.memory is not None and records.memory.batch is None:
+        if records.calls is not None and any(call.missed for call in records.calls.made):
+            self.note("missed", "a checkpoint's first forward ran before the observation began: what it did is unknown")
+            if records.memory is not None:  # what it made was taken for the batch
+                records.memory.batch = records.memory.saved = records.memory.weight_copies = None
+        elif records.memory is not None and records.memory.batch is None:
             self.note(
                 "batch",
                 "an input holds what cannot be looked into, or too much: what the step made of it counts as saved",
             )
+        if records.memory is not None and records.memory.backwards > 1:
+            ran = f"backward ran {records.memory.backwards:,} times within the step"
+            self.note("backwards", f"{ran}; saved activations are those before the one that found the most")
         if records.structure.changed():
             records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
 

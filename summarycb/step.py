@@ -121,12 +121,9 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The bytes that one module holds: its weights and buffers, their gradients and state, and what ran in it made.
+    """The bytes that one module holds: its weights and buffers, their gradients and state, and what ran in it made."""
 
-    ``module`` is None for what no module holds.
-    """
-
-    module: str | None
+    module: str
     bytes: int
 
 

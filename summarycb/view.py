@@ -225,10 +225,7 @@ def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
         yield from _differing(failure.operands)
     if failure.alive is not None:
         yield from _after(f"alive {units.nbytes(failure.alive.total)}: ", _parts(failure.alive))
-    holders = [
-        f"{'no module' if held.module is None else held.module or summary.root.type_name} {units.nbytes(held.bytes)}"
-        for held in failure.holders
-    ]
+    holders = [f"{held.module or summary.root.type_name} {units.nbytes(held.bytes)}" for held in failure.holders]
     yield from _after("most held by ", holders)
 
 

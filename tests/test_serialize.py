@@ -87,7 +87,7 @@ failure = st.none() | st.builds(
     spec,
     st.booleans(),
     st.none() | moment,
-    st.lists(st.builds(Holder, st.none() | text, st.integers(0, MAX_INT)), max_size=2).map(tuple),
+    st.lists(st.builds(Holder, text, st.integers(0, MAX_INT)), max_size=2).map(tuple),
 )
 rank = st.builds(
     Rank,

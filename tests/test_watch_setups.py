@@ -107,6 +107,24 @@ def test_a_submodule_that_is_first_seen_as_it_is_recomputed() -> None:
     assert left_behind(model) == NOTHING
 
 
+def test_a_submodule_that_ran_before_the_step_was_seen_to_begin() -> None:
+    """Its forward is not 0 but unknown, and so is what it made of the memory; its backward is known."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 5)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = summarycb.watch(model, verbose=False)
+    y = checkpoint(model[0], torch.rand(2, 3, requires_grad=True), use_reentrant=True)
+    model[1](y).sum().backward()
+    optimizer.step()
+    summary = hook.summary
+    assert summary is not None
+    # 2 rows; the gradients of both weights and both inputs
+    assert (summary["0"].calls, summary["0"].forward_macs, summary["0"].backward_macs) == (1, None, 2 * (2 * 3 * 4))
+    assert (summary["1"].forward_macs, summary["1"].backward_macs) == (2 * 4 * 5, 2 * (2 * 4 * 5))
+    assert (summary.forward_macs, summary.memory.batch, summary.memory.saved_activations) == (None, None, None)
+    assert [note.kind for note in summary.notes] == ["missed"]
+
+
 @pytest.mark.parametrize("way", ["fused", "foreach", "one by one"])
 def test_fused_optimizers(way: str) -> None:
     """AdamW's two moments and its step count of 4 bytes for each of two tensors, however it steps."""

@@ -54,6 +54,8 @@ class Call:
     caller: int
     inputs: Spec
     outputs: Spec = None
+    missed: bool = False
+    """It ran again in the backward, and first before the observation began."""
 
 
 @dataclass(slots=True)
@@ -158,7 +160,8 @@ class Calls:
             again = None if task == NO_TASK else self._recomputed(slot, inputs)
             call, outer = len(self.made) if again is None else again, again is None
             if outer:
-                self.made.append(Call(slot, OUTSIDE if top is None else top.call, inputs))
+                caller = OUTSIDE if top is None else top.call
+                self.made.append(Call(slot, caller, inputs, missed=task != NO_TASK))
                 if slot in self._again:
                     self._again[slot].append(call)
         self._stack.append(_Frame(call, slot, id(module), task, outer, sys.exc_info()[1]))
@@ -202,7 +205,8 @@ class Calls:
     def failed(self, error: BaseException) -> Raised:
         """What ``error``, which ends the step, or what it comes from, has ended."""
         if self._stack:  # an interrupt: torch calls no hook on its way out
-            return Raised.by(error, self._stack[-1].call, FORWARD)
+            top = self._stack[-1]
+            return Raised.by(error, top.call, FORWARD if top.task == NO_TASK else RECOMPUTE)
         cause: BaseException | None = error
         while cause is not None and self.error is not None:
             if id(cause) == self.error.id:
