@@ -143,6 +143,7 @@ def test_fused_optimizers(way: str) -> None:
     assert summary.memory.optimizer_state == 2 * 16 * 4 + 2 * 4
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it goes to the GPU by itself: test_cuda has that")
 @pytest.mark.parametrize("watched", ["wrapper", "model"])
 def test_data_parallel(watched: str) -> None:
     """Without an accelerator it calls its module; the row is the module's either way."""
