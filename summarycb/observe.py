@@ -350,6 +350,8 @@ class Observation:
         task = graph_task()
         if task != self._task:
             self._task_changes(task, records)
+        if records.calls.error is not None and sys.exc_info()[1] is None:  # nobody is handling it any more
+            records.calls.error = None
         if task == self._broken_task:  # the error was handled within the backward
             self._broken_task = NO_TASK
         kind = self._kinds.get(id(func))
@@ -422,6 +424,8 @@ class Observation:
         elif calls.error is not None and (calls.raised or self._broken_task != NO_TASK):
             records.raised = calls.error
             records.incomplete.append(f"the step raised {calls.error.type_name}{_place(records)}")
+        elif calls.raised and not self.backward_seen:
+            records.incomplete.append("a forward raised")
 
     def _look_at_memory(self, raised: Raised) -> None:
         """What was alive as it was raised, once: later the error's frames may have been left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import subprocess
@@ -293,6 +294,31 @@ def test_an_error_that_was_handled_is_not_the_one_that_ends_the_step() -> None:
     assert (summary.failure.error, summary.failure.calls, summary.failure.operation) == ("KeyError", (), None)
 
 
+def test_an_error_at_the_address_of_one_that_was_handled() -> None:
+    """Python gives the memory of a handled error to the next, which is another one all the same."""
+
+    class Fallback(nn.Module):
+        def __init__(self, kind: type[Exception], again: bool) -> None:
+            super().__init__()
+            self.inner, self.kind, self.again = nn.Linear(3, 4), kind, again
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with contextlib.suppress(RuntimeError):
+                self.inner(x[:, :2])
+            if self.again:
+                x = x * 2
+            raise self.kind
+
+    for kind, again in ((KeyError, False), (RuntimeError, True)):
+        model = nn.Sequential(Fallback(kind, again))
+        with pytest.raises(kind), summarycb.observe(model) as observation:
+            model(torch.rand(2, 3))
+        assert observation.summary is not None
+        failure = observation.summary.failure
+        assert failure is not None
+        assert (failure.error, failure.calls, failure.operation) == (kind.__name__, ("", "0"), None)
+
+
 def test_an_error_that_is_raised_from_another() -> None:
     """The module that failed is that of the cause."""
 
@@ -455,6 +481,18 @@ def test_a_forward_that_was_interrupted_and_is_followed_by_nothing() -> None:
     hook.close()
     assert hook.summary is not None
     assert hook.summary.incomplete == ("a forward did not return",)
+
+
+def test_an_error_that_is_caught_and_followed_by_other_work() -> None:
+    """Where it was is no longer sure; that it was, is."""
+    model = Net(Block(given=7))
+    hook = summarycb.watch(model, verbose=False)
+    with pytest.raises(RuntimeError):
+        model(torch.rand(ROWS, 6))
+    torch.rand(3) * 2
+    hook.close()
+    assert hook.summary is not None
+    assert (hook.summary.failure, hook.summary.incomplete) == (None, ("a forward raised",))
 
 
 def test_a_step_that_goes_on_after_an_error_is_whole() -> None:

@@ -107,22 +107,33 @@ def test_a_submodule_that_is_first_seen_as_it_is_recomputed() -> None:
     assert left_behind(model) == NOTHING
 
 
-def test_a_submodule_that_ran_before_the_step_was_seen_to_begin() -> None:
-    """Its forward is not 0 but unknown, and so is what it made of the memory; its backward is known."""
-    torch.manual_seed(0)
-    model = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 5)])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hook = summarycb.watch(model, verbose=False)
-    y = checkpoint(model[0], torch.rand(2, 3, requires_grad=True), use_reentrant=True)
-    model[1](y).sum().backward()
-    optimizer.step()
-    summary = hook.summary
-    assert summary is not None
-    # 2 rows; the gradients of both weights and both inputs
-    assert (summary["0"].calls, summary["0"].forward_macs, summary["0"].backward_macs) == (1, None, 2 * (2 * 3 * 4))
-    assert (summary["1"].forward_macs, summary["1"].backward_macs) == (2 * 4 * 5, 2 * (2 * 4 * 5))
-    assert (summary.forward_macs, summary.memory.batch, summary.memory.saved_activations) == (None, None, None)
+def test_what_a_checkpoint_ran_before_the_observation_began_is_unknown() -> None:
+    """A loop that calls submodules alone, the first of them without gradients: it is seen as it runs again."""
+
+    def loop(watch: bool) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"first": nn.Linear(3, 5), "head": nn.Linear(5, 4)})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        hook = summarycb.watch(model, verbose=False) if watch else None
+        for _ in range(STEPS):
+            x = checkpoint(model["first"], torch.rand(2, 3, requires_grad=True), use_reentrant=True)
+            model["head"](x).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return everything(model, optimizer, []), hook
+
+    summary = summary_of(loop)
     assert [note.kind for note in summary.notes] == ["missed"]
+    head = 2 * 5 * 4
+    assert {path: (m.calls, m.forward_macs) for path, m in summary.modules.items()} == {
+        "": (0, None),
+        "first": (1, None),
+        "head": (1, head),
+    }
+    # the head's, by its weight and by its input, and the same of the first layer
+    assert (summary.backward_macs, summary["first"].total.recompute_macs) == (2 * head + 2 * 2 * 3 * 5, 2 * 3 * 5)
+    memory = summary.memory
+    assert (summary.outside.forward_macs, memory.batch, memory.saved_activations) == (None, None, None)
 
 
 @pytest.mark.parametrize("way", ["fused", "foreach", "one by one"])

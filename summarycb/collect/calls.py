@@ -185,7 +185,7 @@ class Calls:
         if error is None or error is frame.error:
             self.error = None  # an earlier one has been handled, and its id may be another's next
         else:
-            if self.error is None or self.error.id != id(error):  # the innermost call is the first that it leaves
+            if self.error is None or not self.error.is_of(error):  # the innermost call is the first that it leaves
                 self.error = Raised.by(error, frame.call, FORWARD if frame.task == NO_TASK else RECOMPUTE)
             self.raised = self.raised or (frame.task == NO_TASK and not self._stack)
         if frame.outer:
@@ -209,7 +209,7 @@ class Calls:
             return Raised.by(error, top.call, FORWARD if top.task == NO_TASK else RECOMPUTE)
         cause: BaseException | None = error
         while cause is not None and self.error is not None:
-            if id(cause) == self.error.id:
+            if self.error.is_of(cause):
                 return self.error
             cause = cause.__cause__ or cause.__context__
         return Raised.by(error, OUTSIDE, None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from summarycb.collect.modules import class_name
 from summarycb.specs import Spec
 from summarycb.step import Phase
 
@@ -31,7 +32,11 @@ class Raised:
     @classmethod
     def by(cls, error: BaseException, call: int, phase: Phase | None) -> Raised:
         """``error`` has ended ``call``."""
-        return cls(id(error), type(error).__name__, _out_of_memory(error), call, phase)
+        return cls(id(error), class_name(type(error)), _out_of_memory(error), call, phase)
+
+    def is_of(self, error: BaseException) -> bool:
+        """Whether it is ``error``: one that was handled is gone, and its id may be another's."""
+        return self.id == id(error) and self.type_name == class_name(type(error))
 
 
 def _out_of_memory(error: BaseException) -> bool:
