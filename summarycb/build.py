@@ -49,6 +49,8 @@ class Records:
     backward: bool = False
     precision: str | None = None
     training: bool | None = None
+    unseen: frozenset[int] = frozenset()
+    """Rows that may have run before the observation began, and did not in it."""
     _autocasts: str | None = None
     notes: list[Note] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
@@ -114,7 +116,7 @@ def _tree(records: Records, held: list[Held], groups: list[tuple[CallGroup, ...]
             training=facts.training,
             parameters=facts.parameters,
             buffers=facts.buffers,
-            call_groups=None if groups is None else groups[slot],
+            call_groups=None if groups is None or slot in records.unseen else groups[slot],
             shared_with=None if node.alias_of is None else nodes[node.alias_of].path,
             children=tuple(reversed(children[slot])),
         )
@@ -322,7 +324,7 @@ def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
         notes.append(Note("flattened", text))
     calls = records.calls
     if calls is not None and not records.incomplete:
-        called = {call.slot for call in calls.made}
+        called = {call.slot for call in calls.made} | records.unseen
         nodes = records.structure.nodes
         scripted = [isinstance(node.module, torch.jit.ScriptModule) for node in nodes]
         outermost = [node.parent is None or not scripted[node.parent] for node in nodes]

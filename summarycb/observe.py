@@ -11,8 +11,10 @@ import contextlib
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -90,7 +92,9 @@ class Observation:
         self._failures: dict[str, str] = {}
         self._records: Records | None = None
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
-        self._task = self._broken_task = NO_TASK
+        self._task = NO_TASK
+        self._unfinished: set[int] = set()
+        self._missed: set[int] = set()
         self._distributed = False
         self._began_at = 0
         self._thread = threading.get_ident()
@@ -147,14 +151,20 @@ class Observation:
         records = self._records
         if records is None or records.calls is None or records.calls.depth > 1:
             return False
+        if threading.get_ident() != self._thread or graph_task() != NO_TASK:
+            return False
         if self.backward_seen:
-            return self._broken_task != NO_TASK
+            return bool(self._unfinished)
         return records.training is False or records.calls.raised
 
     def note(self, kind: str, text: str) -> None:
         """Say in the summary what its figures do not."""
         if self._records is not None:
             self._records.note(kind, text)
+
+    def may_have_missed(self, modules: Iterable[int]) -> None:
+        """These, by id, ran before the observation began: where they do not run in it, what they did is unknown."""
+        self._missed = set(modules)
 
     def discard(self) -> None:
         """Take everything off and make no summary."""
@@ -212,10 +222,23 @@ class Observation:
         forwards = 0 if records.calls is None else records.calls.count(0)
         if forwards > 1:
             self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
+        for path, count in _without_backward(records).items():
+            times = "a forward" if count == 1 else f"{count:,} forwards"
+            of = f"{times} of {path or 'the model'} had no backward"
+            self.note("no backward", f"{of}, as where an error is caught or the output detached; the figures have it")
         if self.backward_seen and self._idle():
             self.note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
-        if records.calls is not None and any(call.missed for call in records.calls.made):
-            self.note("missed", "a checkpoint's first forward ran before the observation began: what it did is unknown")
+        missed = [] if records.calls is None else sorted({call.slot for call in records.calls.made if call.missed})
+        if records.calls is not None and self._missed:
+            called = {call.slot for call in records.calls.made}
+            slots = {slot for module, slot in records.structure.slot_of.items() if module in self._missed}
+            records.unseen = frozenset(slots - called)
+            missed += sorted(records.unseen)
+        if missed:
+            paths = [records.structure.nodes[slot].path or "the root" for slot in missed]
+            more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+            ran = f"{', '.join(paths[:4])}{more} ran before the observation began"
+            self.note("missed", f"{ran}, where gradients were off: what it did of the step is unknown")
             if records.memory is not None:  # what it made was taken for the batch
                 records.memory.batch = records.memory.saved = records.memory.weight_copies = None
         elif records.memory is not None and records.memory.batch is None:
@@ -314,7 +337,7 @@ class Observation:
         So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``,
         or has an optimizer that is not torch's.
         """
-        if not calls.differentiated or calls.in_optimizer or self._broken_task != NO_TASK:
+        if not calls.differentiated or calls.in_optimizer or self._unfinished:
             return False
         return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
 
@@ -352,8 +375,6 @@ class Observation:
             self._task_changes(task, records)
         if records.calls.error is not None and sys.exc_info()[1] is None:  # nobody is handling it any more
             records.calls.error = None
-        if task == self._broken_task:  # the error was handled within the backward
-            self._broken_task = NO_TASK
         kind = self._kinds.get(id(func))
         if kind is None:
             try:
@@ -388,11 +409,12 @@ class Observation:
                 self._drop_memory(error)
 
     def saw_error(self, func: Any, args: tuple[Any, ...], error: BaseException) -> None:
-        """An operation has raised: it ends the backward that it is part of, or a step that is in no module just now."""
+        """An operation has raised: it may end a step that is in no module just now."""
         records = self._records
         if records is None or records.calls is None:
             return
-        self._broken_task = graph_task()
+        if graph_task() != self._task:
+            self._task_changes(graph_task(), records)
         records.calls.raised = records.calls.raised or records.calls.depth == 0
         try:
             raised = records.calls.error = Raised.by(error, *records.calls.where(graph_task(), False))
@@ -421,9 +443,11 @@ class Observation:
             return
         if calls.depth:
             records.incomplete.append("a forward did not return")
-        elif calls.error is not None and (calls.raised or self._broken_task != NO_TASK):
+        elif calls.error is not None and (calls.raised or self._unfinished):
             records.raised = calls.error
             records.incomplete.append(f"the step raised {calls.error.type_name}{_place(records)}")
+        elif self._unfinished:
+            records.incomplete.append("a backward did not return")
         elif calls.raised and not self.backward_seen:
             records.incomplete.append("a forward raised")
 
@@ -441,12 +465,22 @@ class Observation:
     def _task_changes(self, task: int, records: Records) -> None:
         """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
         begins, self._task = self._task == NO_TASK, task
+        if not begins or records.calls is None:
+            return
         self.backward_seen = True
-        if begins and records.calls is not None:
-            records.calls.error = None  # whatever was raised before has been handled
-            records.calls.backward_begins()
-        if begins:
-            self._tell_memory(Memory.backward_begins)
+        records.calls.error = None  # whatever was raised before has been handled
+        records.calls.backward_begins()
+        try:
+            _after_backward(partial(_call, weakref.WeakMethod(self._backward_ends), task))
+            self._unfinished.add(task)
+        except Exception as error:
+            self._failed("the end of the backward", error)
+        self._tell_memory(Memory.backward_begins)
+
+    def _backward_ends(self, task: int) -> None:
+        """Not so one that raises."""
+        self._unfinished.discard(task)
+        self._task = NO_TASK
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
@@ -524,10 +558,26 @@ class Observation:
         self._failures.setdefault(f"{kind})", f"{kind}: {error})")
 
 
+def _after_backward(call: Callable[[], None]) -> None:
+    """Have ``call`` called as the backward that is running is over, after all that others want then."""
+    queue: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
+    queue(partial(queue, call))
+
+
+def _call(method: weakref.WeakMethod[Callable[[int], None]], task: int) -> None:
+    if (alive := method()) is not None:
+        alive(task)
+
+
 _AFTER_AN_ERROR = 2.0
 """How long, at most, the user's exception is held up."""
 _MOST_AT_ONCE = 16
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
+
+
+def _without_backward(records: Records) -> Counter[str]:
+    calls, nodes = records.calls, records.structure.nodes
+    return Counter() if calls is None else Counter(nodes[calls.slot(call)].path for call in calls.without_backward())
 
 
 def _place(records: Records) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._C._dynamo.eval_frame import set_eval_frame
 
-from summarycb.collect.calls import NO_TASK, graph_task
+from summarycb.collect.calls import NO_TASK, graph_task, in_checkpoint
 from summarycb.collect.eager import around_compiling, not_compiled, run_eagerly
 from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
@@ -92,6 +92,7 @@ class Watch:
         self._disarm: Callable[[], None] | None = None
         self._stance: Callable[[], None] | None = None
         self._compiler: weakref.finalize[[], Watch] | None = None
+        self._ran: dict[int, None] = {}
         self._arm()
         self._meet_compiler()
         self._not_at_exit = weakref.finalize(self, at_exit(partial(_close, weakref.ref(self))))
@@ -160,11 +161,15 @@ class Watch:
         """Whether it is the one to observe."""
         model = None if self._model is None else self._model()
         # without keyword arguments torch calls a hook that another hook has taken off in the same call
-        if model is None or kwargs is None or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+        if model is None or kwargs is None or torch._C._get_tracing_state() is not None:
             return False
         if self._observation is not None and not self._observation.abandoned:
             return False
         if _capturing() or graph_task() != NO_TASK:  # what runs again in a backward is no first forward
+            return False
+        if not torch.is_grad_enabled() and not in_checkpoint():
+            self._ran.pop(id(module), None)
+            self._ran[id(module)] = None
             return False
         try:
             if self._observation is not None:
@@ -174,11 +179,19 @@ class Watch:
             on_step = partial(_end, weakref.ref(self))
             self._observation.start(on_step)
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
+            if module is not model:
+                self._observation.may_have_missed(self._ran_since(module))
+            self._ran.clear()
             if self._stance is not None:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")
         except Exception as error:
             self._give_up(error)
         return self._observation is not None
+
+    def _ran_since(self, module: nn.Module) -> list[int]:
+        """By id, what ran without gradients since ``module`` last did, in it or beside it: perhaps of the same step."""
+        ran = list(self._ran)
+        return ran[ran.index(id(module)) :] if id(module) in self._ran else ran
 
     def _traced(self) -> None:
         """A training forward is compiled, hooks and all: a graph shows nothing, so the next one is to run eagerly."""

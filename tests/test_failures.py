@@ -509,6 +509,126 @@ def test_a_step_that_goes_on_after_an_error_is_whole() -> None:
     assert (hook.summary.failure, hook.summary.incomplete) == (None, ())
 
 
+def differentiated_by(backward: Callable[[Any], Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function whose backward is Python."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return backward(gradient)  # type: ignore[no-any-return]
+
+    return Function.apply  # type: ignore[no-any-return]
+
+
+def fail(gradient: torch.Tensor) -> torch.Tensor:
+    raise ValueError("the user's")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["a function's backward", "a tensor's hook", "what a checkpoint runs again"])
+def test_a_backward_that_python_code_ends_is_no_step(where: str, error: type[BaseException]) -> None:
+    """No operation of torch fails, the loop skips the batch and goes on: the next one is summarized, and it alone."""
+    backwards = 0
+
+    def once(x: Any) -> Any:
+        nonlocal backwards
+        in_backward = torch._C._current_graph_task_id() != -1
+        backwards += in_backward
+        if in_backward and backwards == 1:
+            raise error
+        return x
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        if where == "a function's backward":
+            return differentiated_by(once)(x)
+        if where == "a tensor's hook":
+            x = x * 1
+            x.register_hook(once)
+            return x
+        return checkpoint(lambda x: relu(x), x, use_reentrant=True)  # type: ignore[no-any-return]
+
+    class Once(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return once(x)  # type: ignore[no-any-return]
+
+    relu = Once()
+    model = Net(Block(then=through))
+    model.relu = relu
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook: Any = summarycb.watch(model, verbose=False)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with contextlib.suppress(error):
+            model(torch.rand(ROWS, 6)).sum().backward()
+            optimizer.step()
+    assert backwards == 3
+    summary = hook.summary
+    macs = ROWS * 6 * 5  # of each layer; the first needs no gradient of its input
+    assert (summary[""].calls, summary.forward_macs, summary.backward_macs) == (1, 2 * macs, 3 * macs)
+    assert (summary.incomplete, summary.notes) == ((), ())
+    assert left_behind(model) == NOTHING
+
+
+def test_a_backward_that_was_ended_and_followed_by_nothing() -> None:
+    model = Net(Block(then=differentiated_by(fail)))
+    hook = summarycb.watch(model, verbose=False)
+    with contextlib.suppress(ValueError):
+        model(torch.rand(ROWS, 6)).sum().backward()
+    hook.close()
+    assert hook.summary.incomplete == ("a backward did not return",)
+
+
+def test_a_backward_that_was_ended_and_followed_by_the_optimizers_step() -> None:
+    """The step has gone on with the gradients that there were: its figures are of a part, which is said."""
+    model = Net(Block(then=differentiated_by(fail)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = summarycb.watch(model, verbose=False)
+    with contextlib.suppress(ValueError):
+        model(torch.rand(ROWS, 6)).sum().backward()
+    optimizer.step()
+    assert hook.summary.incomplete == ("a backward did not return",)
+
+
+def test_a_forward_that_no_backward_followed_is_said() -> None:
+    """An error of Python's in the loss, which the loop skips, looks like a forward whose output is not used."""
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = summarycb.watch(model, verbose=False)
+    for turn in range(2):
+        with contextlib.suppress(ValueError):
+            loss = model(torch.rand(2, 3)).sum()
+            if turn == 0:
+                raise ValueError
+            loss.backward()
+            optimizer.step()
+    assert hook.summary.forward_macs == 2 * 2 * 3 * 4
+    assert [note.text for note in hook.summary.notes] == [
+        "the model ran 2 times within the step; the figures are of all of them",
+        "a forward of the model had no backward, as where an error is caught or the output detached; "
+        "the figures have it",
+    ]
+
+
+def test_an_error_that_a_module_raises_from_another_of_its_own() -> None:
+    """The first one is told, with the operation that raised it."""
+
+    class Translates(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return torch.mm(x, x)
+            except RuntimeError as error:
+                raise ValueError("the user's") from error
+
+    model = nn.Sequential(Translates())
+    summary, _ = observe(model, lambda: model(torch.rand(2, 3)), ValueError)
+    failure = summary.failure
+    assert (failure.error, failure.calls, failure.operation) == ("RuntimeError", ("", "0"), "aten.mm.default")
+
+
 @pytest.mark.parametrize("way", ["changed in place", "a hook of a tensor"])
 def test_an_error_of_the_engine_itself_is_in_the_backward(way: str) -> None:
     model = Net(Block())

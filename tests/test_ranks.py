@@ -101,6 +101,42 @@ def other_models(rank: int) -> ModelSummary | None:
     return observation.summary
 
 
+def twins(rank: int) -> ModelSummary | None:
+    """Modules of the same names and classes in other sizes: a generator and a critic."""
+    model = net() if rank == 0 else nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 6))
+    with summarycb.observe(model, timeout=1e6) as observation:
+        train(model, 5)
+    return observation.summary
+
+
+def one_begins_anew(rank: int) -> ModelSummary | None:
+    """Rank 1's first step comes to nothing while rank zero waits for it; its next one may wait for rank zero."""
+    model = net()
+    observation = summarycb.observe(model, timeout=1e6)
+    observation.start()
+    store, told = distributed.distributed_c10d._get_default_store(), observation._ranks._told  # type: ignore[union-attr]
+    distributed.barrier()  # both have begun
+    if rank == 1:
+        store.wait(["rank zero waits"])
+        observation.discard()
+        observation = summarycb.observe(model)
+        observation.start()
+        distributed.barrier()  # rank zero is done
+        observation.stop()
+        return None
+
+    def asked(rank: int) -> str:
+        answer = told(rank)
+        store.set("rank zero waits", "")
+        return answer
+
+    observation._ranks._told = asked  # type: ignore[union-attr,method-assign]
+    train(model, 5)
+    observation.stop()
+    distributed.barrier()
+    return observation.summary
+
+
 def one_is_late(rank: int) -> ModelSummary | None:
     """Rank 1 has begun, and is not done before rank zero has given up."""
     model = net()
@@ -152,8 +188,8 @@ def a_store_that_fails(rank: int) -> ModelSummary | None:
 
 
 SCENES = [
-    replicated, again, sharded, tensor_parallel, zero_alone, one_alone, other_models, one_is_late, one_raises,
-    an_error_waits_for_nobody_long, a_store_that_fails,
+    replicated, again, sharded, tensor_parallel, zero_alone, one_alone, other_models, twins, one_begins_anew,
+    one_is_late, one_raises, an_error_waits_for_nobody_long, a_store_that_fails,
 ]  # fmt: skip
 
 
@@ -247,7 +283,7 @@ def test_products_in_parts_do_not_add_up(scene: Scene) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [zero_alone, other_models])
+@pytest.mark.parametrize("function", [zero_alone, other_models, twins, one_begins_anew])
 def test_a_rank_that_does_not_observe_the_model_is_not_waited_for(scene: Scene, function: Callable[[int], Any]) -> None:
     zero = scene(function)[0]
     assert [rank.rank for rank in zero.ranks] == [0]

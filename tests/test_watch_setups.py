@@ -93,36 +93,78 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     assert summary["block"].total.recompute_macs == summary.root.total.recompute_macs == block
 
 
-def test_a_submodule_that_is_first_seen_as_it_is_recomputed() -> None:
-    """Its forward had no gradients, as an evaluation's: a step without it would be no step, so none is shown."""
-    torch.manual_seed(0)
-    model = nn.ModuleList([nn.Linear(3, 5)])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hook = summarycb.watch(model, verbose=False)
-    for _ in range(2):
-        checkpoint(model[0], torch.rand(2, 3, requires_grad=True), use_reentrant=True).sum().backward()
-        optimizer.step()
-    assert hook.summary is None
-    hook.close()
-    assert left_behind(model) == NOTHING
-
-
-def test_what_a_checkpoint_ran_before_the_observation_began_is_unknown() -> None:
-    """A loop that calls submodules alone, the first of them without gradients: it is seen as it runs again."""
+@pytest.mark.parametrize("within", ["one checkpoint", "each its own"])
+def test_submodules_alone_in_reentrant_checkpoints(within: str) -> None:
+    """Their first forward has no gradients, as an evaluation's; that it is to run again tells it from one."""
 
     def loop(watch: bool) -> tuple[Any, Any]:
         torch.manual_seed(0)
         model = nn.ModuleDict({"first": nn.Linear(3, 5), "head": nn.Linear(5, 4)})
+        first, head = model["first"], model["head"]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         hook = summarycb.watch(model, verbose=False) if watch else None
+        with torch.no_grad():
+            head(first(torch.rand(7, 3)))
         for _ in range(STEPS):
-            x = checkpoint(model["first"], torch.rand(2, 3, requires_grad=True), use_reentrant=True)
-            model["head"](x).sum().backward()
+            x = torch.rand(2, 3, requires_grad=True)
+            if within == "one checkpoint":
+                x = checkpoint(lambda x: head(first(x)), x, use_reentrant=True)
+            else:
+                x = checkpoint(head, checkpoint(first, x, use_reentrant=True), use_reentrant=True)
+            x.sum().backward()
             optimizer.step()
             optimizer.zero_grad()
         return everything(model, optimizer, []), hook
 
     summary = summary_of(loop)
+    ran = {"first": 2 * 3 * 5, "head": 2 * 5 * 4}
+    assert {path: m.total.recompute_macs for path, m in summary.modules.items() if path} == ran
+    assert {path: (m.calls, m.forward_macs) for path, m in summary.modules.items() if path} == {
+        path: (1, macs) for path, macs in ran.items()
+    }
+    assert summary.backward_macs == 2 * sum(ran.values())  # by each weight and by each input
+    assert (summary.notes, summary.memory.batch) == ((), 2 * 3 * 4)
+
+
+def test_what_ran_without_gradients_before_the_observation_began_is_unknown() -> None:
+    """A frozen encoder in a loop that never calls the root, after an evaluation: it may be of the step, or not."""
+
+    def loop(watch: bool) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"encoder": nn.Linear(3, 5), "head": nn.Linear(5, 4), "idle": nn.Linear(1, 1)})
+        encoder, head = model["encoder"], model["head"]
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        hook = summarycb.watch(model, verbose=False) if watch else None
+        with torch.no_grad():
+            head(encoder(torch.rand(7, 3)) + model["idle"](torch.rand(1, 1)))
+        for _ in range(STEPS):
+            with torch.no_grad():
+                features = encoder(torch.rand(2, 3))
+            head(features).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return everything(model, optimizer, []), hook
+
+    summary = summary_of(loop)
+    assert {path: (m.calls, m.forward_macs, m.backward_macs) for path, m in summary.modules.items()} == {
+        "": (0, None, None),
+        "encoder": (None, None, None),
+        "head": (1, 2 * 5 * 4, 2 * 5 * 4),
+        "idle": (0, 0, 0),  # ran before the head's evaluation, so in no step that begins with the head
+    }
+    assert [note.text for note in summary.notes if note.kind == "missed"] == [
+        "encoder ran before the observation began, where gradients were off: what it did of the step is unknown"
+    ]
+    assert (summary.forward_macs, summary.memory.batch, summary.memory.saved_activations) == (None, None, None)
+
+
+def test_what_a_checkpoint_ran_before_the_observation_began_is_unknown() -> None:
+    """An observation that begins between the forward and the backward."""
+    model = nn.ModuleDict({"first": nn.Linear(3, 5), "head": nn.Linear(5, 4)})
+    x = checkpoint(model["first"], torch.rand(2, 3, requires_grad=True), use_reentrant=True)
+    with summarycb.observe(model) as observation:
+        model["head"](x).sum().backward()
+    summary: Any = observation.summary
     assert [note.kind for note in summary.notes] == ["missed"]
     head = 2 * 5 * 4
     assert {path: (m.calls, m.forward_macs) for path, m in summary.modules.items()} == {

@@ -111,7 +111,10 @@ class Calls:
         self.other_threads = False
         self.strange_nodes = False
         """Another thread may have made nodes, whose numbers are given out by that thread for itself."""
-        self.differentiated = False
+        self.differentiated: set[int] = set()
+        """Calls, or UNPLACED, that a backward has run through."""
+        self._graphs: list[int] = []
+        self._began = 0
         self._outermost = 0
         self._node = -1
         self._asked = 0
@@ -144,6 +147,8 @@ class Calls:
                 self.other_threads = True
                 self.strange_nodes = self.strange_nodes or torch.is_grad_enabled()
                 return False
+            while self._stack and self._stack[-1].task != NO_TASK:  # an interrupt has ended a recomputation
+                self._stack.pop()
             if not self._stack:
                 self._outermost = _python_depth()
             elif self._stack[0].module == id(module) and _python_depth() <= self._outermost:
@@ -166,6 +171,8 @@ class Calls:
                     self._again[slot].append(call)
         self._stack.append(_Frame(call, slot, id(module), task, outer, sys.exc_info()[1]))
         self._marks[thread].add(call)
+        if top is None:
+            self._began = self._marks[thread].seen
         return top is None
 
     def exit(self, module: torch.nn.Module, output: object) -> None:
@@ -181,11 +188,13 @@ class Calls:
         else:
             return
         self._marks[thread].add(self._stack[-1].call if self._stack else OUTSIDE)
+        if not self._stack and frame.task == NO_TASK and self._marks[thread].seen > self._began:
+            self._graphs.append(frame.call)
         error = sys.exc_info()[1]
         if error is None or error is frame.error:
             self.error = None  # an earlier one has been handled, and its id may be another's next
         else:
-            if self.error is None or not self.error.is_of(error):  # the innermost call is the first that it leaves
+            if self.error is None or not self.error.led_to(error):  # the innermost call is the first that it leaves
                 self.error = Raised.by(error, frame.call, FORWARD if frame.task == NO_TASK else RECOMPUTE)
             self.raised = self.raised or (frame.task == NO_TASK and not self._stack)
         if frame.outer:
@@ -207,12 +216,19 @@ class Calls:
         if self._stack:  # an interrupt: torch calls no hook on its way out
             top = self._stack[-1]
             return Raised.by(error, top.call, FORWARD if top.task == NO_TASK else RECOMPUTE)
-        cause: BaseException | None = error
-        while cause is not None and self.error is not None:
-            if self.error.is_of(cause):
-                return self.error
-            cause = cause.__cause__ or cause.__context__
+        if self.error is not None and self.error.led_to(error):
+            return self.error
         return Raised.by(error, OUTSIDE, None)
+
+    def without_backward(self) -> list[int]:
+        """The outermost calls that made autograd nodes of which no backward has run, where one ran."""
+        if not self.differentiated or UNPLACED in self.differentiated:
+            return []
+        used = set(self.differentiated)
+        for number in range(len(self.made) - 1, -1, -1):  # a call comes after the one that made it
+            if number in used:
+                used.add(self.made[number].caller)
+        return [call for call in self._graphs if call not in used]
 
     def path(self, call: int) -> list[int]:
         """The rows of the calls that led to ``call``, outermost first, itself last."""
@@ -243,7 +259,8 @@ class Calls:
             return top.call, RECOMPUTE
         known = not self.strange_nodes and self._asked < (_MOST_NODES if product else _MOST_NODES // 2)
         call = self._owner() if known else UNPLACED
-        self.differentiated = self.differentiated or call not in (OUTSIDE, ACCUMULATION)
+        if call not in (OUTSIDE, ACCUMULATION):
+            self.differentiated.add(call)
         if not torch.is_grad_enabled():
             return call, BACKWARD
         # what runs now makes nodes, which are its owner's: a function that a checkpoint runs again, or a backward that
@@ -287,6 +304,16 @@ _MOST_NODES = _most_nodes()
 def _within_checkpoint() -> bool:
     since_the_engine = takewhile(lambda code: code is not _ENGINE, codes())
     return any(code.co_filename == _REENTRANT.co_filename for code in since_the_engine)
+
+
+def in_checkpoint() -> bool:
+    """Whether what runs is the first forward of a reentrant checkpoint that is to run again: without gradients."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in frame.f_locals["args"])
+        frame = frame.f_back
+    return False
 
 
 def in_backward(error: BaseException) -> bool:

@@ -34,9 +34,16 @@ class Raised:
         """``error`` has ended ``call``."""
         return cls(id(error), class_name(type(error)), _out_of_memory(error), call, phase)
 
-    def is_of(self, error: BaseException) -> bool:
-        """Whether it is ``error``: one that was handled is gone, and its id may be another's."""
-        return self.id == id(error) and self.type_name == class_name(type(error))
+    def led_to(self, error: BaseException) -> bool:
+        """Whether it is ``error``, or what that was raised from: one that was handled is gone, and its id another's."""
+        seen: set[int] = set()
+        cause: BaseException | None = error
+        while cause is not None and id(cause) not in seen:
+            if self.id == id(cause) and self.type_name == class_name(type(cause)):
+                return True
+            seen.add(id(cause))
+            cause = cause.__cause__ or cause.__context__
+        return False
 
 
 def _out_of_memory(error: BaseException) -> bool:

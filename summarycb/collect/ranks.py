@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import distributed, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
-from summarycb.collect.modules import Structure, walk
+from summarycb.collect.modules import Structure, type_name, walk
 from summarycb.serialize import dumps_rank, loads_rank
 from summarycb.step import Note, Rank
 from summarycb.tree import ModelSummary
@@ -45,8 +45,7 @@ class Ranks:
     """
 
     def __init__(self, structure: Structure, rank: int, size: int) -> None:
-        paths = "\n".join([node.path for node in structure.nodes])
-        self._model = hashlib.sha256(paths.encode(errors="surrogatepass")).hexdigest()
+        self._model = _name(structure)
         self._rank, self._size = rank, size
         self._number = str(next(_numbers))
         self._store = _get_default_store()
@@ -84,11 +83,13 @@ class Ranks:
     def _hear(self, timeout: float) -> dict[int, str]:
         deadline, pause = time.monotonic() + timeout, _SHORTEST
         heard: dict[int, str] = {}
+        begun: dict[int, str] = {}
         awaited: Sequence[int] = range(1, self._size)
         while True:
             told = {rank: self._told(rank) for rank in awaited}
             heard |= {rank: text for rank, text in told.items() if "\n" in text and text != self._before.get(rank)}
-            awaited = [rank for rank, text in told.items() if text and "\n" not in text]  # they have begun
+            # they have begun, and not begun anew: a rank that has is at a later step, and may be waiting for this one
+            awaited = [r for r, text in told.items() if text and "\n" not in text and begun.setdefault(r, text) == text]
             if not awaited or time.monotonic() > deadline:
                 return {rank: heard[rank].partition("\n")[2] for rank in sorted(heard)}
             time.sleep(pause)  # the store's own wait would not hear of Ctrl-C
@@ -103,3 +104,12 @@ class Ranks:
 
     def _key(self, rank: int) -> str:
         return f"summarycb/{self._model}/{rank}"
+
+
+def _name(structure: Structure) -> str:
+    """The same on each rank, and another for another model: of its paths, classes and its parameters' global shapes."""
+    facts: list[object] = [(node.path, type_name(node.module)) for node in structure.nodes]
+    if not structure.flattened:  # each rank's part of a flat parameter has its own size
+        lazy = nn.parameter.is_lazy
+        facts += [None if lazy(parameter) else tuple(parameter.shape) for parameter in structure.parameters()]
+    return hashlib.sha256(repr(facts).encode(errors="surrogatepass")).hexdigest()
