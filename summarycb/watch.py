@@ -88,7 +88,7 @@ class Watch:
         self._verbose, self._step, self._context = verbose, step, context
         self._timeout = check_timeout(timeout)
         self._publisher = Publisher(resolve(trackers), self._timeout)
-        self._observation: Observation | None = None
+        self._hook: weakref.ref[_FirstForward] | None = None
         self._disarm: Callable[[], None] | None = None
         self._stance: Callable[[], None] | None = None
         self._compiler: weakref.finalize[[], Watch] | None = None
@@ -125,6 +125,18 @@ class Watch:
         """Wait, for at most ``timeout`` seconds, until the trackers have everything."""
         self._publisher.flush()
 
+    @property
+    def _observation(self) -> Observation | None:
+        """It holds the model, so the model's hook has it, and not this: a step may raise, and the model be dropped."""
+        hook = None if self._hook is None else self._hook()
+        return None if hook is None else hook.observation
+
+    @_observation.setter
+    def _observation(self, observation: Observation | None) -> None:
+        hook = None if self._hook is None else self._hook()
+        if hook is not None:
+            hook.observation = observation
+
     def _arm(self) -> None:
         """Wait for a forward."""
         model = None if self._model is None else self._model()
@@ -134,7 +146,9 @@ class Watch:
         encoders = [module for module in every(model) if isinstance(module, nn.TransformerEncoderLayer)]
         left_alone = {id(module) for layer in encoders if layer is not model for module in every(layer)}
         modules = [module for module in every(model) if id(module) not in left_alone]
-        self._disarm = before_each(modules, _FirstForward(self))
+        hook = _FirstForward(self)
+        self._hook = weakref.ref(hook)
+        self._disarm = before_each(modules, hook)
 
     def _take_hooks_off(self) -> None:
         if self._disarm is not None:
@@ -148,7 +162,7 @@ class Watch:
             self._compiler = weakref.finalize(self, around_compiling(partial(_call, begins), partial(_call, ends)))
 
     def _compiling_begins(self) -> None:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and self._observation is None:
             self._take_hooks_off()
 
     def _compiling_ends(self) -> None:
@@ -242,6 +256,7 @@ class _FirstForward:
 
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch = watch
+        self.observation: Observation | None = None
 
     @not_compiled
     def __call__(self, *args: Any) -> None:

@@ -613,6 +613,21 @@ def test_a_forward_that_no_backward_followed_is_said() -> None:
     ]
 
 
+def test_the_hook_that_is_kept_after_an_error_keeps_no_model() -> None:
+    """As in a notebook: the cell that failed is run again, with a smaller model for the memory of this one."""
+    model = Net(Block(given=7))
+    hook = summarycb.watch(model, verbose=False)
+    with contextlib.suppress(RuntimeError):
+        model(torch.rand(ROWS, 6))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert left_behind() == NOTHING
+    hook.close()
+    assert hook.summary is None
+
+
 def test_an_error_that_a_module_raises_from_another_of_its_own() -> None:
     """The first one is told, with the operation that raised it."""
 
