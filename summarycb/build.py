@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -19,58 +18,20 @@ from summarycb.collect.calls import (
     OUTSIDE,
     RECOMPUTE,
     UNPLACED,
-    Calls,
 )
-from summarycb.collect.failures import Raised
-from summarycb.collect.flops import Flops
-from summarycb.collect.memory import Memory as MemoryRecords
-from summarycb.collect.memory import Stretch, storage_bytes
-from summarycb.collect.modules import Held, Structure, TensorBytes, describe, dtype_name, training
+from summarycb.collect.memory import Stretch
+from summarycb.collect.modules import Held, describe, dtype_name
+from summarycb.collect.storages import storage_bytes
 from summarycb.garbage import collection_paused
+from summarycb.notes import notes
+from summarycb.records import Records, device_of
 from summarycb.specs import BufferSpec, Opaque, ParameterSpec
-from summarycb.step import Environment, Failure, Holder, Memory, Moment, Note
+from summarycb.step import Environment, Failure, Holder, Memory, Moment
 from summarycb.tree import WORK, CallGroup, ModelSummary, ModuleSummary, Work, add
 
 _MOST_GROUPS = 16
 _MOST_HOLDERS = 10
 _OTHER = Opaque("other calls")
-
-
-@dataclass
-class Records:
-    """What was written down of one step. A collector that was not used, or failed, is None."""
-
-    structure: Structure
-    calls: Calls | None = None
-    flops: Flops | None = None
-    memory: MemoryRecords | None = None
-    tensor_bytes: TensorBytes | None = None
-    optimizers: set[str] = field(default_factory=set)
-    backward: bool = False
-    precision: str | None = None
-    training: bool | None = None
-    unseen: frozenset[int] = frozenset()
-    """Rows that may have run before the observation began, and did not in it."""
-    _autocasts: str | None = None
-    notes: list[Note] = field(default_factory=list)
-    incomplete: list[str] = field(default_factory=list)
-    raised: Raised | None = None
-
-    def note(self, kind: str, text: str) -> None:
-        """Say something about the step as a whole."""
-        self.notes.append(Note(kind, text))
-
-    def saw_call(self, module: nn.Module) -> None:
-        """A module is called, the outermost first: what only holds inside a step is read now.
-
-        Autocast may begin within the outermost forward, as where accelerate has prepared the model.
-        """
-        if self.training is None:
-            self.training = training(module)
-            device = _device(self.structure)
-            self._autocasts = device if device is not None and torch.amp.is_autocast_available(device) else None
-        if self.precision is None and self._autocasts is not None and torch.is_autocast_enabled(self._autocasts):
-            self.precision = f"{dtype_name(torch.get_autocast_dtype(self._autocasts))} autocast"
 
 
 @collection_paused()
@@ -79,7 +40,6 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
     held = describe(records.structure, records.tensor_bytes)
     outside, groups = _work(records)
     root = _tree(records, held, groups)
-    notes = [*records.notes, *_unknown_notes(records), *_structure_notes(records, held)]
     return ModelSummary(
         root=root,
         outside=outside,
@@ -88,7 +48,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
         optimizer_macs=_optimizer_macs(records),
         unplaced_backward_macs=_unplaced_macs(records),
         observed="structure" if records.calls is None else "step" if records.backward else "forward",
-        notes=tuple(notes),
+        notes=tuple(notes(records, held)),
         incomplete=tuple(records.incomplete),
         failure=_failure(records),
     )
@@ -160,10 +120,11 @@ _Amounts = tuple[int | None, ...]
 def _own_work(records: Records) -> list[_Amounts]:
     """What ran in each call itself, and last, at the index ``OUTSIDE``, outside of all."""
     assert records.calls is not None
-    flops, memory = records.flops, records.memory
+    flops = records.flops
     count = len(records.calls.made)
     zero_flops = [None] * 3 if flops is None else [0, *([0, 0] if records.backward else [None, None])]
-    zero_bytes = [None if memory is None or memory.saved is None else 0] * 2
+    left_alive = _left_alive(records)
+    zero_bytes = [None if found is None else 0 for found in left_alive]
     own: list[list[int | None]] = [[*zero_flops, *zero_bytes] for _ in range(count + 1)]
     columns = {FORWARD: 0, BACKWARD: 1, RECOMPUTE: 2}
     if flops is not None:
@@ -180,10 +141,17 @@ def _own_work(records: Records) -> list[_Amounts]:
         missed = [number for number, call in enumerate(records.calls.made) if call.missed]
         for number in (*missed, OUTSIDE) if missed else ():
             own[number][columns[FORWARD]] = None
-    for column, found_bytes in enumerate((memory.saved, memory.weight_copies) if memory is not None else (), 3):
+    for column, found_bytes in enumerate(left_alive, 3):
         for call, size in (found_bytes or {}).items():
             own[max(call, OUTSIDE)][column] = size
     return [tuple(amounts) for amounts in own]
+
+
+def _left_alive(records: Records) -> tuple[Counter[int] | None, Counter[int] | None]:
+    """By call, what the forward left alive for the backward: activations, and copies of weights."""
+    if records.memory is None or records.missed:  # what ran before was taken for the batch
+        return None, None
+    return records.memory.saved, records.memory.weight_copies
 
 
 def _sum(a: _Amounts, b: _Amounts) -> _Amounts:
@@ -222,6 +190,7 @@ def _memory(records: Records) -> Memory:
     parameters, buffers = list(structure.parameters()), list(structure.buffers())
     lazy = any(nn.parameter.is_lazy(t) for t in (*parameters, *buffers))
     sizes = records.tensor_bytes
+    saved, copies = _left_alive(records)
     timeline = () if found is None else tuple([_moment(records, stretch) for stretch in found.timeline])
     return Memory(
         parameters=None if lazy else storage_bytes(parameters),
@@ -230,13 +199,13 @@ def _memory(records: Records) -> Memory:
         optimizer_state=None
         if sizes is None or sizes.optimizer_state is None
         else add(*sizes.optimizer_state.values()),
-        saved_activations=None if found is None or found.saved is None else found.saved.total(),
-        weight_copies=None if found is None or found.weight_copies is None else found.weight_copies.total(),
-        batch=None if found is None else found.batch,
+        saved_activations=None if saved is None else saved.total(),
+        weight_copies=None if copies is None else copies.total(),
+        batch=None if found is None or records.missed else found.batch,
         peak_at=max(timeline, key=lambda moment: moment.total, default=None),
         timeline=timeline,
         allocator_peak=None if found is None else found.allocator_peak,
-        simulated=_device(structure) == "meta",
+        simulated=device_of(structure) == "meta",
     )
 
 
@@ -280,67 +249,5 @@ def _environment(records: Records, context: dict[str, Any]) -> Environment:
     )
 
 
-def _device(structure: Structure) -> str | None:
-    return next((p.device.type for p in structure.parameters()), None)
-
-
 def _listed(names: Iterable[str]) -> str | None:
     return ", ".join(sorted(set(names))) or None
-
-
-def _unknown_notes(records: Records) -> list[Note]:
-    if records.flops is None:
-        return []
-    nodes, calls = records.structure.nodes, records.calls
-    assert calls is not None
-    by_op: dict[str, set[str]] = defaultdict(set)
-    for call, phase, op in records.flops.unknown:
-        slot = calls.slot(call)
-        where = f"{nodes[slot].path or 'the root'}" if slot != OUTSIDE else "outside any module"
-        by_op[op].add(f"{phase} of {where}")
-    notes = []
-    if (UNPLACED, BACKWARD) in records.flops.macs:
-        why = "modules ran in other threads" if calls.strange_nodes else "a graph has too many nodes to ask each"
-        notes.append(Note("unplaced", f"whose backward it is could not be told, because {why}"))
-    for op, places in sorted(by_op.items()):
-        listed = sorted(places)
-        rest = f" and {len(listed) - 4} more places" if len(listed) > 4 else ""
-        notes.append(
-            Note("unknown", f"{op} could not be counted, so MACs are unknown in {', '.join(listed[:4])}{rest}")
-        )
-    return notes
-
-
-def _structure_notes(records: Records, held: list[Held]) -> list[Note]:
-    notes = []
-    for node, facts in zip(records.structure.nodes, held, strict=True):
-        tensors: tuple[ParameterSpec | BufferSpec, ...] = (*facts.parameters, *facts.buffers)
-        for tensor in tensors:
-            if tensor.shared_with is not None:
-                name = f"{node.path}.{tensor.name}" if node.path else tensor.name
-                notes.append(Note("tied", f"{name} is {tensor.shared_with}, counted there", node.path))
-    if records.structure.flattened:
-        text = "FullyShardedDataParallel flattens parameters: their own sizes are unknown; fully_shard keeps them"
-        notes.append(Note("flattened", text))
-    calls = records.calls
-    if calls is not None and not records.incomplete:
-        called = {call.slot for call in calls.made} | records.unseen
-        nodes = records.structure.nodes
-        scripted = [isinstance(node.module, torch.jit.ScriptModule) for node in nodes]
-        outermost = [node.parent is None or not scripted[node.parent] for node in nodes]
-        notes += [
-            Note("scripted", f"calls within {node.path or 'the root'} are not seen: it has their work", node.path)
-            for slot, node in enumerate(nodes)
-            if scripted[slot] and outermost[slot] and slot in called
-        ]
-        never = [
-            node.path
-            for slot, (node, facts) in enumerate(zip(nodes, held, strict=True))
-            if slot not in called and node.alias_of is None and facts.parameters and node.path and outermost[slot]
-        ]
-        if never:
-            rest = f" and {len(never) - 4} more" if len(never) > 4 else ""
-            notes.append(Note("never called", f"never called as a module: {', '.join(never[:4])}{rest}"))
-        if calls.other_threads:
-            notes.append(Note("threads", "modules were called in other threads too; those calls are not counted"))
-    return notes

@@ -11,7 +11,6 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from summarycb.build import Records, build, nothing
+from summarycb.build import build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, graph_task, in_backward
 from summarycb.collect.eager import in_compiled_call, run_eagerly
@@ -30,13 +29,15 @@ from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.hooks import hook, no_warning_of_hooks
 from summarycb.collect.inputs import describe, iter_tensors
-from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
+from summarycb.collect.memory import Makes, Memory, makes
 from summarycb.collect.mode import KeepsModes, Mode
 from summarycb.collect.modules import class_name, every, walk
 from summarycb.collect.ranks import Ranks, world
+from summarycb.collect.storages import tensor_bytes
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
+from summarycb.records import Records
 from summarycb.trackers import check_timeout, warn
 from summarycb.tree import ModelSummary
 
@@ -94,7 +95,6 @@ class Observation:
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = NO_TASK
         self._unfinished: set[int] = set()
-        self._missed: set[int] = set()
         self._distributed = False
         self._began_at = 0
         self._thread = threading.get_ident()
@@ -164,7 +164,8 @@ class Observation:
 
     def may_have_missed(self, modules: Iterable[int]) -> None:
         """These, by id, ran before the observation began: where they do not run in it, what they did is unknown."""
-        self._missed = set(modules)
+        if self._records is not None:
+            self._records.ran_before = frozenset(modules)
 
     def discard(self) -> None:
         """Take everything off and make no summary."""
@@ -194,9 +195,12 @@ class Observation:
             self._tell_memory(Memory.end)
             for op, raised in ({} if records.flops is None else records.flops.faults).items():
                 self._failed(f"MACs of {op}", raised)
-            self._say_what_was_not_seen(records)
+            if records.structure.changed():
+                records.incomplete.append(
+                    "modules were added or taken away during the step; the ones before it are shown"
+                )
             records.incomplete.extend(self._failures)
-            records.backward = self.backward_seen
+            records.backward, records.idle = self.backward_seen, bool(self._idle())
             self.summary = build(records, self._context)
         except Exception as fault:
             self._failed("the structure", fault)
@@ -216,41 +220,6 @@ class Observation:
         except Exception as fault:
             self._failed("what the other ranks saw", fault)
             return replace(summary, incomplete=(*summary.incomplete, *self._failures))
-
-    def _say_what_was_not_seen(self, records: Records) -> None:
-        assert self._model is not None
-        forwards = 0 if records.calls is None else records.calls.count(0)
-        if forwards > 1:
-            self.note("forwards", f"the model ran {forwards:,} times within the step; the figures are of all of them")
-        for path, count in _without_backward(records).items():
-            times = "a forward" if count == 1 else f"{count:,} forwards"
-            of = f"{times} of {path or 'the model'} had no backward"
-            self.note("no backward", f"{of}, as where an error is caught or the output detached; the figures have it")
-        if self.backward_seen and self._idle():
-            self.note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
-        missed = [] if records.calls is None else sorted({call.slot for call in records.calls.made if call.missed})
-        if records.calls is not None and self._missed:
-            called = {call.slot for call in records.calls.made}
-            slots = {slot for module, slot in records.structure.slot_of.items() if module in self._missed}
-            records.unseen = frozenset(slots - called)
-            missed += sorted(records.unseen)
-        if missed:
-            paths = [records.structure.nodes[slot].path or "the root" for slot in missed]
-            more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
-            ran = f"{', '.join(paths[:4])}{more} ran before the observation began"
-            self.note("missed", f"{ran}, where gradients were off: what it did of the step is unknown")
-            if records.memory is not None:  # what it made was taken for the batch
-                records.memory.batch = records.memory.saved = records.memory.weight_copies = None
-        elif records.memory is not None and records.memory.batch is None:
-            self.note(
-                "batch",
-                "an input holds what cannot be looked into, or too much: what the step made of it counts as saved",
-            )
-        if records.memory is not None and records.memory.backwards > 1:
-            ran = f"backward ran {records.memory.backwards:,} times within the step"
-            self.note("backwards", f"{ran}; saved activations are those before the one that found the most")
-        if records.structure.changed():
-            records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
 
     def _idle(self) -> list[torch.optim.Optimizer]:
         """Optimizers that have neither stepped nor a state from before: they will have one that nobody knows yet."""
@@ -573,11 +542,6 @@ _AFTER_AN_ERROR = 2.0
 """How long, at most, the user's exception is held up."""
 _MOST_AT_ONCE = 16
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
-
-
-def _without_backward(records: Records) -> Counter[str]:
-    calls, nodes = records.calls, records.structure.nodes
-    return Counter() if calls is None else Counter(nodes[calls.slot(call)].path for call in calls.without_backward())
 
 
 def _place(records: Records) -> str:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from summarycb.build import Records, build
+from summarycb.build import build
 from summarycb.collect.inputs import iter_tensors
 from summarycb.collect.modules import walk
 from summarycb.errors import SummaryError
 from summarycb.observe import Observation, check_model
+from summarycb.records import Records
 from summarycb.tree import ModelSummary
 
 Mode = Literal["same", "train", "eval"]

@@ -26,8 +26,9 @@ from summarycb.collect.calls import (
     Calls,
     graph_task,
 )
-from summarycb.collect.inputs import attributes_of, iter_tensors, look_into
-from summarycb.collect.modules import Structure, TensorBytes
+from summarycb.collect.inputs import iter_tensors, look_into
+from summarycb.collect.modules import Structure
+from summarycb.collect.storages import storages
 from summarycb.step import KINDS, Phase
 from summarycb.tree import add
 
@@ -127,7 +128,7 @@ class Memory:
         tensors, whole = look_into((args, kwargs), _MOST_INPUTS)
         with torch._C.DisableTorchFunctionSubclass():  # a subclass may answer with code of its own
             for tensor in tensors:
-                whole = whole and bool(_storages(tensor))
+                whole = whole and bool(storages(tensor))
                 found += self._follow(tensor, _BATCH, OUTSIDE, FORWARD)
                 if not tensor.requires_grad:  # a batch may be made, or moved to its device, within the step
                     found += sum(self._turn(a, _BATCH) for a in self._made(tensor, _ACTIVATIONS) if a.call == OUTSIDE)
@@ -174,7 +175,7 @@ class Memory:
         added = 0
         for tensor in (out,) if isinstance(out, torch.Tensor) else iter_tensors(out):
             if makes is Makes.RESIZED:
-                self._measure(a for s in _storages(tensor) if (a := self._alive.get(s._cdata)) is not None)
+                self._measure(a for s in storages(tensor) if (a := self._alive.get(s._cdata)) is not None)
             added += self._follow(tensor, kind, call, phase)
         # backward() makes its first gradient, ones like the loss, before it begins: not something the forward saved
         self._seed = out.untyped_storage()._cdata if makes is Makes.ONES and place == (OUTSIDE, FORWARD) else None
@@ -232,7 +233,7 @@ class Memory:
             for tensor in node.tensors():
                 state = [optimizer.state.get(tensor) for optimizer in optimizers]
                 for held in (tensor, *iter_tensors([tensor.grad, *state])):
-                    for storage in () if torch.nn.parameter.is_lazy(held) else _storages(held):
+                    for storage in () if torch.nn.parameter.is_lazy(held) else storages(held):
                         owner.setdefault(storage._cdata, slot)
         held_bytes: Counter[int] = Counter()
         for alive in list(self._alive.values()):
@@ -252,7 +253,7 @@ class Memory:
     def _follow(self, tensor: torch.Tensor, kind: int, call: int, phase: Phase) -> int:
         """The bytes of what was not known yet behind a tensor."""
         added = 0
-        for storage in _storages(tensor):
+        for storage in storages(tensor):
             key = storage._cdata
             if key in self._alive:
                 continue
@@ -278,7 +279,7 @@ class Memory:
 
     def _made(self, tensor: torch.Tensor, kind: int) -> list[_Alive]:
         """The storages behind a tensor, those of one kind."""
-        found = [self._alive.get(storage._cdata) for storage in _storages(tensor)]
+        found = [self._alive.get(storage._cdata) for storage in storages(tensor)]
         return [alive for alive in found if alive is not None and alive.kind == kind]
 
     def _turn(self, alive: _Alive, kind: int) -> int:
@@ -373,81 +374,3 @@ def makes(func: Any) -> Makes:
     if schema is not None and any(argument.is_out for argument in schema.arguments):
         return Makes.RESIZED
     return _MAKES.get(func, Makes.NEW if new else Makes.NOTHING)
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def _storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
-    """The storages behind a tensor: one, or those of the parts of a sparse, nested, sharded or wrapped one."""
-    if type(tensor) in _PLAIN:
-        try:
-            return (tensor.untyped_storage(),)
-        except NotImplementedError:  # sparse or opaque, or within torch.func a wrapper around the tensor
-            pass
-    local = getattr(tensor, "_local_tensor", None)
-    if isinstance(local, torch.Tensor):
-        return _storages(local)
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return _storages(torch._C._functorch.get_unwrapped(tensor))
-    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-        try:
-            return [s for p in _parts(tensor) for s in ([p.untyped_storage()] if p is tensor else _storages(p))]
-        except NotImplementedError:  # a subclass that keeps its values elsewhere
-            return []
-
-
-def _parts(tensor: Any) -> tuple[torch.Tensor, ...]:
-    if hasattr(type(tensor), "__tensor_flatten__"):  # a wrapper: its own storage has a size, but no memory
-        return tuple(part for _, part in attributes_of(tensor) if isinstance(part, torch.Tensor))
-    if tensor.layout is torch.strided:
-        return (tensor,)
-    if tensor.layout is torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return ()  # opaque (mkldnn) memory has no storage to follow
-
-
-def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``."""
-    return sum({s._cdata: s.nbytes() for tensor in tensors for s in _storages(tensor)}.values())
-
-
-def _own_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of distinct tensors; of one that is a view into a bucket that others share, its own part."""
-    distinct = {id(tensor): getattr(tensor, "_local_tensor", tensor) for tensor in tensors}.values()
-    return sum(
-        min(storage_bytes([tensor]), tensor.numel() * tensor.element_size())
-        if tensor.layout is torch.strided
-        else storage_bytes([tensor])
-        for tensor in distinct
-    )
-
-
-def tensor_bytes(
-    structure: Structure,
-    optimizers: Sequence[torch.optim.Optimizer] | None,
-    idle: Sequence[torch.optim.Optimizer] = (),
-) -> TensorBytes:
-    """Bytes of each parameter's gradient and optimizer state, from the real objects; ``None`` is no optimizer seen.
-
-    The state is unknown for the parameters of an ``idle`` optimizer, which has not made it yet, and for trainable ones
-    that no optimizer seen so far holds.
-    """
-    found = TensorBytes()
-    if optimizers is not None:
-        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        loose = (p for p in structure.parameters() if p.requires_grad and id(p) not in held)
-        found.optimizer_state = {id(p): None for p in loose}
-        found.optimizer_state |= {id(p): None for o in idle for group in o.param_groups for p in group["params"]}
-    for parameter in structure.parameters():
-        if parameter.grad is not None:
-            found.gradients[id(parameter)] = _own_bytes([parameter.grad])
-        for optimizer in optimizers or ():
-            state = optimizer.state.get(parameter)
-            if state and found.optimizer_state is not None:
-                found.optimizer_state[id(parameter)] = _own_bytes(iter_tensors(state))
-    return found
