@@ -295,6 +295,7 @@ class Observation:
         """As a forward is about to begin: whether it is that of another step."""
         if threading.get_ident() != self._thread or calls.depth or graph_task() != NO_TASK:
             return False
+        calls.in_optimizer = calls.in_optimizer and steps.stepping()  # one that raises does not say that it ends
         if not self._over and self._ended_without_an_optimizer(calls):
             self._over = True
             self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")

@@ -593,6 +593,22 @@ def test_a_backward_that_was_ended_and_followed_by_the_optimizers_step() -> None
     assert hook.summary.incomplete == ("a backward did not return",)
 
 
+def test_an_optimizers_step_that_raised_is_over() -> None:
+    """The loop skips the batch: its forward and backward are the step, of which no optimizer's is a part."""
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook: Any = summarycb.watch(model, verbose=False)
+    for turn in range(2):
+        optimizer.zero_grad()
+        model(torch.rand(2, 3)).sum().backward()
+        with contextlib.suppress(ValueError):
+            optimizer.step((lambda: fail(torch.zeros(()))) if turn == 0 else None)  # type: ignore[arg-type]
+    assert (hook.summary.forward_macs, hook.summary.backward_macs) == (2 * 3 * 4, 2 * 3 * 4)
+    assert [note.text for note in hook.summary.notes] == [
+        "no torch optimizer stepped before the next forward: its state is unknown"
+    ]
+
+
 def test_a_forward_that_no_backward_followed_is_said() -> None:
     """An error of Python's in the loss, which the loop skips, looks like a forward whose output is not used."""
     model = nn.Linear(3, 4)
@@ -611,6 +627,15 @@ def test_a_forward_that_no_backward_followed_is_said() -> None:
         "a forward of the model had no backward, as where an error is caught or the output detached; "
         "the figures have it",
     ]
+
+
+def test_a_backward_without_an_operation_is_one() -> None:
+    """A view's, of a module of its own in a loop that never calls the root."""
+    model = nn.ModuleList([nn.Linear(3, 4), nn.Flatten(0)])
+    with summarycb.observe(model) as observation:
+        for _ in range(2):
+            model[1](model[0](torch.rand(2, 3))).sum().backward()
+    assert [note.kind for note in observation.summary.notes] == ["backwards"]  # type: ignore[union-attr]
 
 
 def test_the_hook_that_is_kept_after_an_error_keeps_no_model() -> None:

@@ -221,14 +221,18 @@ class Calls:
         return Raised.by(error, OUTSIDE, None)
 
     def without_backward(self) -> list[int]:
-        """The outermost calls that made autograd nodes of which no backward has run, where one ran."""
+        """The outermost calls that made autograd nodes and were in no backward, where others of the same module were.
+
+        A backward that only looks at tensors in another way, or adds, runs no operation that is told of.
+        """
         if not self.differentiated or UNPLACED in self.differentiated:
             return []
         used = set(self.differentiated)
         for number in range(len(self.made) - 1, -1, -1):  # a call comes after the one that made it
             if number in used:
                 used.add(self.made[number].caller)
-        return [call for call in self._graphs if call not in used]
+        rows = {self.made[call].slot for call in self._graphs if call in used}
+        return [call for call in self._graphs if call not in used and self.made[call].slot in rows]
 
     def path(self, call: int) -> list[int]:
         """The rows of the calls that led to ``call``, outermost first, itself last."""
