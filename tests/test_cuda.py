@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import summarycb
-from tests.trainings import NOTHING, Case, everything, left_behind, loss_of, step
+from tests.trainings import NOTHING, Case, everything, left_behind, loss_of, saved_by_autograd, step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -78,25 +78,12 @@ def test_the_work_is_that_of_the_cpu(case: Case) -> None:
 
 def test_saved_activations_are_what_autograd_saves(case: Case) -> None:
     model, _, [(x, y), *_] = make(case)
-    known = {t.untyped_storage().data_ptr() for t in (x, y, *model.parameters(), *model.buffers())}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    torch.manual_seed(1)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of(model(x), y)
-    saved[loss.untyped_storage().data_ptr()] = loss.untyped_storage().nbytes()
-    loss.backward()
+    saved = saved_by_autograd(model, x, y)
     torch.manual_seed(1)
     with summarycb.observe(model) as observation:
         loss_of(model(x), y).backward()
     assert observation.summary is not None
-    assert observation.summary.memory.saved_activations == sum(saved.values())
+    assert observation.summary.memory.saved_activations == saved
 
 
 def test_the_allocators_peak_is_beside_the_tensors() -> None:

@@ -14,7 +14,7 @@ import summarycb
 from summarycb.errors import SummaryError
 from summarycb.specs import TensorSpec
 from summarycb.tree import Amounts, CallGroup, ModelSummary, Work, add
-from tests.trainings import CASES, NOTHING, Block, Case, left_behind, loss_of
+from tests.trainings import CASES, NOTHING, Block, Case, left_behind, loss_of, saved_by_autograd
 
 FLOAT, LONG = 4, 8
 
@@ -209,31 +209,16 @@ def test_figures_sum(case: Case) -> None:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_saved_activations_are_what_autograd_saves(case: Case, mode: str) -> None:
-    """Independent of us: the distinct storages that ``saved_tensors_hooks`` sees packed, and the loss."""
     model, _ = case.make()
     if mode == "eval":
         model.eval()
     [(x, y)] = case.batches(1)
-    known = {t.untyped_storage().data_ptr() for t in (x, y, *model.parameters(), *model.buffers())}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    torch.manual_seed(1)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of(model(x), y)
-    saved[loss.untyped_storage().data_ptr()] = loss.untyped_storage().nbytes()
-    loss.backward()  # only now: a storage that is freed before would lend its address to another
-
+    saved = saved_by_autograd(model, x, y)
     torch.manual_seed(1)
     with summarycb.observe(model) as observation:
         loss_of(model(x), y).backward()
     assert observation.summary is not None
-    assert observation.summary.memory.saved_activations == sum(saved.values())
+    assert observation.summary.memory.saved_activations == saved
 
 
 def test_a_peak_by_hand() -> None:

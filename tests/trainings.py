@@ -216,3 +216,22 @@ def sweep() -> None:
     steps._listeners.clear()
     steps._handles.clear()
     torch.compiler.set_stance("default")
+
+
+def saved_by_autograd(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+    """Bytes, without our help: the distinct storages that ``saved_tensors_hooks`` sees packed, and the loss."""
+    known = {t.untyped_storage().data_ptr() for t in (x, y, *model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_of(model(x), y)
+    saved[loss.untyped_storage().data_ptr()] = loss.untyped_storage().nbytes()
+    loss.backward()  # only now: a storage that is freed before would lend its address to another
+    return sum(saved.values())
