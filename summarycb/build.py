@@ -76,7 +76,7 @@ def _tree(records: Records, held: list[Held], groups: list[tuple[CallGroup, ...]
             training=facts.training,
             parameters=facts.parameters,
             buffers=facts.buffers,
-            call_groups=None if groups is None or slot in records.unseen else groups[slot],
+            call_groups=None if groups is None else groups[slot],
             shared_with=None if node.alias_of is None else nodes[node.alias_of].path,
             children=tuple(reversed(children[slot])),
         )

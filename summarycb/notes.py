@@ -32,18 +32,24 @@ def _step_notes(records: Records) -> Iterator[Note]:
     for path, count in unused.items():
         times = "a forward" if count == 1 else f"{count:,} forwards"
         why = "as where an error is caught or the output detached"
-        yield Note("no backward", f"{times} of {path or 'the model'} had no backward, {why}; the figures have it")
+        of = f"{times} of {path or 'the model'} had no backward before the step ended"
+        yield Note("no backward", f"{of}, {why}; the figures have it")
     if records.backward and records.idle:
         yield Note("optimizer", "an optimizer did not step, as in gradient accumulation: its state is unknown")
     if records.missed:
-        ran = f"{_listed([nodes[slot].path or 'the root' for slot in records.missed])} ran before the observation began"
-        yield Note("missed", f"{ran}, where gradients were off: what it did of the step is unknown")
+        yield Note("missed", f"{_before(records, records.missed)}: what it did of the step is unknown")
     elif memory is not None and memory.batch is None:
         what = "an input holds what cannot be looked into, or too much"
         yield Note("batch", f"{what}: what the step made of it counts as saved")
+    if records.unseen:
+        yield Note("missed", f"{_before(records, records.unseen)}, without gradients: it is no part of what is shown")
     if memory is not None and memory.backwards > 1:
         ran = f"backward ran {memory.backwards:,} times within the step"
         yield Note("backwards", f"{ran}; saved activations are those before the one that found the most")
+
+
+def _before(records: Records, rows: Sequence[int]) -> str:
+    return f"{_listed([records.structure.nodes[row].path or 'the root' for row in rows])} ran before the step was seen"
 
 
 def _listed(names: Sequence[str], rest: str = "more") -> str:
@@ -85,7 +91,7 @@ def _structure_notes(records: Records, held: Sequence[Held]) -> list[Note]:
         notes.append(Note("flattened", text))
     calls = records.calls
     if calls is not None and not records.incomplete:
-        called = {call.slot for call in calls.made} | records.unseen
+        called = {call.slot for call in calls.made}.union(records.unseen)
         nodes = records.structure.nodes
         scripted = [isinstance(node.module, torch.jit.ScriptModule) for node in nodes]
         outermost = [node.parent is None or not scripted[node.parent] for node in nodes]

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, graph_task, in_backward
+from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, engines, graph_task, in_backward
 from summarycb.collect.eager import in_compiled_call, run_eagerly
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
@@ -31,7 +31,7 @@ from summarycb.collect.hooks import hook, no_warning_of_hooks
 from summarycb.collect.inputs import describe, iter_tensors
 from summarycb.collect.memory import Makes, Memory, makes
 from summarycb.collect.mode import KeepsModes, Mode
-from summarycb.collect.modules import class_name, every, walk
+from summarycb.collect.modules import class_name, every, training, walk
 from summarycb.collect.ranks import Ranks, world
 from summarycb.collect.storages import tensor_bytes
 from summarycb.errors import SummaryError
@@ -95,6 +95,9 @@ class Observation:
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = NO_TASK
         self._unfinished: set[int] = set()
+        self._awaited = self._returned = False
+        self._evaluated: set[int] = set()
+        self._evaluations = 0
         self._distributed = False
         self._began_at = 0
         self._thread = threading.get_ident()
@@ -144,8 +147,9 @@ class Observation:
 
     @property
     def abandoned(self) -> bool:
-        """What ran so far raised, or was an evaluation that no backward followed: an outermost forward is a new step.
+        """What ran so far raised, or was an evaluation: an outermost forward is a new step.
 
+        An evaluation with gradients on is known by a module that was in eval mode and no longer is, or by its length.
         To be asked when a forward has just been entered.
         """
         records = self._records
@@ -153,9 +157,12 @@ class Observation:
             return False
         if threading.get_ident() != self._thread or graph_task() != NO_TASK:
             return False
-        if self.backward_seen:
-            return bool(self._unfinished)
-        return records.training is False or records.calls.raised
+        if self._unfinished or (records.calls.raised and not self.backward_seen):
+            return True
+        if records.calls.accumulated:
+            return False
+        nodes = records.structure.nodes
+        return self._evaluations > _MOST_EVALUATIONS or any(training(nodes[row].module) for row in self._evaluated)
 
     def note(self, kind: str, text: str) -> None:
         """Say in the summary what its figures do not."""
@@ -163,7 +170,7 @@ class Observation:
             self._records.note(kind, text)
 
     def may_have_missed(self, modules: Iterable[int]) -> None:
-        """These, by id, ran before the observation began: where they do not run in it, what they did is unknown."""
+        """These, by id, ran before the observation began, perhaps as a part of the step."""
         if self._records is not None:
             self._records.ran_before = frozenset(modules)
 
@@ -282,13 +289,16 @@ class Observation:
             over = self._on_step is not None and self._is_over(records.calls)
             outermost = not over and records.calls.enter(module, args, kwargs)
             if not over:
-                records.saw_call(module)
+                records.saw_call()
         except Exception as error:
             self._drop_all("module calls", error)
             return
         if over and self._on_step is not None:
             self._on_step()
         elif outermost:
+            if training(module) is False:
+                self._evaluated.add(records.structure.slot_of[id(module)])
+                self._evaluations += 1
             self._tell_memory(lambda memory: memory.enter(args, kwargs))
 
     def _is_over(self, calls: Calls) -> bool:
@@ -308,6 +318,8 @@ class Observation:
         or has an optimizer that is not torch's.
         """
         if not calls.differentiated or calls.in_optimizer or self._unfinished:
+            return False
+        if self._evaluated and not calls.accumulated:  # gradients of an input, as for forces
             return False
         return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
 
@@ -434,23 +446,29 @@ class Observation:
 
     def _task_changes(self, task: int, records: Records) -> None:
         """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
-        begins, self._task = self._task == NO_TASK, task
-        if not begins or records.calls is None:
+        outermost = engines() == (threading.get_ident() == self._thread)  # a device's thread is within the caller's
+        begins, self._task = self._task == NO_TASK or (self._returned and outermost), task
+        if task == NO_TASK or records.calls is None:
             return
-        self.backward_seen = True
-        records.calls.error = None  # whatever was raised before has been handled
-        records.calls.backward_begins()
-        try:
-            _after_backward(partial(_call, weakref.WeakMethod(self._backward_ends), task))
-            self._unfinished.add(task)
-        except Exception as error:
-            self._failed("the end of the backward", error)
-        self._tell_memory(Memory.backward_begins)
+        if begins:
+            self.backward_seen = True
+            self._awaited = self._returned = False
+            records.calls.error = None  # whatever was raised before has been handled
+            records.calls.backward_begins()
+        if outermost and not self._awaited:
+            self._awaited = True
+            try:
+                if _after_backward(partial(_call, weakref.WeakMethod(self._backward_ends), task)):
+                    self._unfinished.add(task)
+            except Exception as error:
+                self._failed("the end of the backward", error)
+        if begins:
+            self._tell_memory(Memory.backward_begins)
 
     def _backward_ends(self, task: int) -> None:
         """Not so one that raises."""
         self._unfinished.discard(task)
-        self._task = NO_TASK
+        self._returned = True
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
@@ -528,10 +546,14 @@ class Observation:
         self._failures.setdefault(f"{kind})", f"{kind}: {error})")
 
 
-def _after_backward(call: Callable[[], None]) -> None:
-    """Have ``call`` called as the backward that is running is over, after all that others want then."""
+def _after_backward(call: Callable[[], None]) -> bool:
+    """Have ``call`` called as the backward that is running is over, after all that others want then, if it can be."""
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    if compiled is not None and compiled.compiled_autograd_enabled:  # it calls nobody
+        return False
     queue: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
     queue(partial(queue, call))
+    return True
 
 
 def _call(method: weakref.WeakMethod[Callable[[int], None]], task: int) -> None:
@@ -542,6 +564,8 @@ def _call(method: weakref.WeakMethod[Callable[[int], None]], task: int) -> None:
 _AFTER_AN_ERROR = 2.0
 """How long, at most, the user's exception is held up."""
 _MOST_AT_ONCE = 16
+_MOST_EVALUATIONS = 64
+"""Forwards in eval mode without a backward: of so many, one step is none."""
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 
 

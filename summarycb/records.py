@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import nn
 
 from summarycb.collect.calls import Calls
 from summarycb.collect.failures import Raised
@@ -32,7 +31,7 @@ class Records:
     idle: bool = False
     """An optimizer has neither stepped nor a state from before: it will have one that nobody knows yet."""
     ran_before: frozenset[int] = frozenset()
-    """Modules, by id, that ran before the observation began, perhaps as a part of the step."""
+    """Modules, by id, that ran without gradients before the observation began, perhaps as a part of the step."""
     _autocasts: str | None = None
     notes: list[Note] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
@@ -42,31 +41,30 @@ class Records:
         """Say something about the step as a whole."""
         self.notes.append(Note(kind, text))
 
-    def saw_call(self, module: nn.Module) -> None:
-        """A module is called, the outermost first: what only holds inside a step is read now.
+    def saw_call(self) -> None:
+        """A module is called: what only holds inside a step is read now.
 
         Autocast may begin within the outermost forward, as where accelerate has prepared the model.
         """
         if self.training is None:
-            self.training = training(module)
+            self.training = training(self.structure.nodes[0].module)
             device = device_of(self.structure)
             self._autocasts = device if device is not None and torch.amp.is_autocast_available(device) else None
         if self.precision is None and self._autocasts is not None and torch.is_autocast_enabled(self._autocasts):
             self.precision = f"{dtype_name(torch.get_autocast_dtype(self._autocasts))} autocast"
 
     @cached_property
-    def unseen(self) -> frozenset[int]:
-        """Rows that ran before the observation began, and not in it: what they did of the step is unknown."""
+    def unseen(self) -> list[int]:
+        """Rows that ran before the observation began, and not in it."""
         if self.calls is None or not self.ran_before:
-            return frozenset()
+            return []
         rows = {slot for module, slot in self.structure.slot_of.items() if module in self.ran_before}
-        return frozenset(rows - {call.slot for call in self.calls.made})
+        return sorted(rows - {call.slot for call in self.calls.made})
 
     @cached_property
     def missed(self) -> list[int]:
-        """Rows of which a part, or all, ran before the observation began."""
-        again = () if self.calls is None else (call.slot for call in self.calls.made if call.missed)
-        return sorted(self.unseen.union(again))
+        """Rows that a backward has run again, and that ran first before the observation began."""
+        return sorted({call.slot for call in self.calls.made if call.missed}) if self.calls is not None else []
 
 
 def device_of(structure: Structure) -> str | None:

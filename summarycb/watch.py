@@ -48,8 +48,9 @@ def watch(
 
     The observation begins at the first forward of the model, or of a module in it, with gradients on, and ends after
     the first step of an optimizer that owns one of its parameters, or, where none steps, at the next forward that finds
-    the gradients gone. A forward in eval mode that no backward follows does not count. Then everything is taken off,
-    the summary is printed (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
+    the gradients gone. An evaluation, without gradients or in eval mode, does not count, nor does what a loop that never
+    calls ``model`` itself runs without gradients before. Then everything is taken off, the summary is printed
+    (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
 
     The observed step of a compiled model runs eagerly, every other as it is compiled. Of a model within a compiled
     function that is noticed as its first training step is compiled: the second is observed, and one graph is compiled
@@ -195,7 +196,6 @@ class Watch:
             self._observation.enter(module, args, kwargs)  # this call's hooks were listed before ours came
             if module is not model:
                 self._observation.may_have_missed(self._ran_since(module))
-            self._ran.clear()
             if self._stance is not None:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")
         except Exception as error:

@@ -593,6 +593,26 @@ def test_a_backward_that_was_ended_and_followed_by_the_optimizers_step() -> None
     assert hook.summary.incomplete == ("a backward did not return",)
 
 
+@pytest.mark.parametrize("way", ["a backward within it first", "operations of a callback after it"])
+def test_one_backward_is_one(way: str) -> None:
+    """Whatever runs in it before or after its own nodes."""
+    queue: Any = torch.autograd.Variable._execution_engine.queue_callback
+    model = nn.Linear(3, 4)
+    other = (torch.ones(2, requires_grad=True) * 2).sum()
+
+    def backward(gradient: torch.Tensor) -> torch.Tensor:
+        if way == "a backward within it first":
+            other.backward(torch.ones(()))
+            return gradient
+        queue(lambda: queue(lambda: queue(lambda: torch.ones(2) + 1)))
+        return gradient
+
+    with summarycb.observe(model) as observation:
+        differentiated_by(backward)(model(torch.rand(2, 3)).sum()).backward(torch.ones(()))
+    summary: Any = observation.summary
+    assert (summary.notes, summary.incomplete, summary.backward_macs) == ((), (), 2 * 3 * 4)
+
+
 def test_an_optimizers_step_that_raised_is_over() -> None:
     """The loop skips the batch: its forward and backward are the step, of which no optimizer's is a part."""
     model = nn.Linear(3, 4)
@@ -624,8 +644,8 @@ def test_a_forward_that_no_backward_followed_is_said() -> None:
     assert hook.summary.forward_macs == 2 * 2 * 3 * 4
     assert [note.text for note in hook.summary.notes] == [
         "the model ran 2 times within the step; the figures are of all of them",
-        "a forward of the model had no backward, as where an error is caught or the output detached; "
-        "the figures have it",
+        "a forward of the model had no backward before the step ended, as where an error is caught or the output "
+        "detached; the figures have it",
     ]
 
 

@@ -126,7 +126,8 @@ def test_submodules_alone_in_reentrant_checkpoints(within: str) -> None:
     assert (summary.notes, summary.memory.batch) == ((), 2 * 3 * 4)
 
 
-def test_what_ran_without_gradients_before_the_observation_began_is_unknown() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_ran_without_gradients_before_the_observation_began_is_said(fails: bool) -> None:
     """A frozen encoder in a loop that never calls the root, after an evaluation: it may be of the step, or not."""
 
     def loop(watch: bool) -> tuple[Any, Any]:
@@ -137,6 +138,10 @@ def test_what_ran_without_gradients_before_the_observation_began_is_unknown() ->
         hook = summarycb.watch(model, verbose=False) if watch else None
         with torch.no_grad():
             head(encoder(torch.rand(7, 3)) + model["idle"](torch.rand(1, 1)))
+            features = encoder(torch.rand(2, 3))
+        if fails:
+            with pytest.raises(RuntimeError):
+                head(features.T)
         for _ in range(STEPS):
             with torch.no_grad():
                 features = encoder(torch.rand(2, 3))
@@ -147,15 +152,93 @@ def test_what_ran_without_gradients_before_the_observation_began_is_unknown() ->
 
     summary = summary_of(loop)
     assert {path: (m.calls, m.forward_macs, m.backward_macs) for path, m in summary.modules.items()} == {
-        "": (0, None, None),
-        "encoder": (None, None, None),
+        "": (0, 2 * 5 * 4, 2 * 5 * 4),
+        "encoder": (0, 0, 0),
         "head": (1, 2 * 5 * 4, 2 * 5 * 4),
         "idle": (0, 0, 0),  # ran before the head's evaluation, so in no step that begins with the head
     }
     assert [note.text for note in summary.notes if note.kind == "missed"] == [
-        "encoder ran before the observation began, where gradients were off: what it did of the step is unknown"
+        "encoder ran before the step was seen, without gradients: it is no part of what is shown"
     ]
-    assert (summary.forward_macs, summary.memory.batch, summary.memory.saved_activations) == (None, None, None)
+    assert summary.memory.batch == 2 * 5 * 4
+
+
+def test_an_evaluation_with_gradients_does_not_count() -> None:
+    """It is in eval mode, and the training is not; more batches than a step has, of the root or of submodules alone."""
+    for evaluate in (lambda m, x: m[1](m[0](x)), lambda m, x: m(x)):
+
+        def loop(watch: bool) -> tuple[Any, Any]:
+            model, optimizer = net()
+            model = nn.Sequential(model, nn.Tanh())
+            hook = summarycb.watch(model, verbose=False) if watch else None
+            model.eval()
+            for _ in range(70):
+                evaluate(model, torch.rand(7, 3))  # noqa: B023
+            model.train()
+            losses = [step(model, optimizer, *batch()) for _ in range(STEPS)]
+            return everything(model, optimizer, losses), hook
+
+        summary = summary_of(loop)
+        assert (summary[""].calls, summary.forward_macs, summary.backward_macs) == (1, MACS, MACS)
+        assert (summary.notes, summary.environment.training) == ((), True)
+
+
+def test_forces_in_an_evaluation_are_no_step() -> None:
+    """A model that differentiates its own energy, evaluated first: its backward reaches no weight."""
+
+    class Forces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Linear(3, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return torch.autograd.grad(self.energy(x).square().sum(), x, create_graph=self.training)[0]
+
+    def loop(watch: bool) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = Forces()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        hook = summarycb.watch(model, verbose=False) if watch else None
+        with torch.no_grad():
+            for _ in range(3):
+                model.eval()(torch.rand(7, 3))
+        model.train()
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            model(torch.rand(2, 3)).square().sum().backward()
+            optimizer.step()
+        return everything(model, optimizer, []), hook
+
+    summary = summary_of(loop)
+    product = 2 * 3
+    assert (summary[""].calls, summary["energy"].calls, summary.forward_macs) == (1, 1, product)
+    # the force is one product, whose own backward is two, by the weight and by the energy's gradient, and so is the
+    # first product's, by the weight and by the input
+    assert summary.backward_macs == 5 * product
+    assert summary.environment.training is True
+
+
+@pytest.mark.parametrize("mode", ["siamese, in eval mode", "a teacher in eval mode first"])
+def test_training_in_eval_mode(mode: str) -> None:
+    """Frozen statistics, a teacher that gradients pass through: no evaluation, because nothing is put back to train."""
+
+    def loop(watch: bool) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"one": nn.Linear(3, 4).eval(), "two": nn.Linear(3, 4)})
+        first, second = (model["one"],) * 2 if mode.startswith("siamese") else (model["one"], model["two"])
+        optimizer = torch.optim.SGD(second.parameters(), lr=0.1)
+        hook = summarycb.watch(model, verbose=False) if watch else None
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            x = torch.rand(2, 3)
+            (first(x) - second(x + 1)).square().sum().backward()
+            optimizer.step()
+        return everything(model, optimizer, []), hook
+
+    summary = summary_of(loop)
+    assert (summary.forward_macs, summary.backward_macs) == (2 * MACS, 2 * MACS)
 
 
 def test_what_a_checkpoint_ran_before_the_observation_began_is_unknown() -> None:

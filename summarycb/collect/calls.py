@@ -113,6 +113,8 @@ class Calls:
         """Another thread may have made nodes, whose numbers are given out by that thread for itself."""
         self.differentiated: set[int] = set()
         """Calls, or UNPLACED, that a backward has run through."""
+        self.accumulated = False
+        """A gradient has been added to a leaf's."""
         self._graphs: list[int] = []
         self._began = 0
         self._outermost = 0
@@ -263,7 +265,9 @@ class Calls:
             return top.call, RECOMPUTE
         known = not self.strange_nodes and self._asked < (_MOST_NODES if product else _MOST_NODES // 2)
         call = self._owner() if known else UNPLACED
-        if call not in (OUTSIDE, ACCUMULATION):
+        if call == ACCUMULATION:
+            self.accumulated = True
+        elif call != OUTSIDE:
             self.differentiated.add(call)
         if not torch.is_grad_enabled():
             return call, BACKWARD
@@ -318,6 +322,11 @@ def in_checkpoint() -> bool:
             return any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in frame.f_locals["args"])
         frame = frame.f_back
     return False
+
+
+def engines() -> int:
+    """How many backwards are running in this thread, each within the one before."""
+    return sum(code is _ENGINE for code in codes())
 
 
 def in_backward(error: BaseException) -> bool:
