@@ -18,6 +18,7 @@ from typing import Literal, Protocol, Self, TypeAlias, cast
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.exits import at_exit
 from summarycb.tree import Amounts, ModelSummary, flops
+from summarycb.view import Selection, select
 
 GROUP = "summarycb.trackers"
 PREFIX = "model_summary"
@@ -33,8 +34,7 @@ class Report:
     """A summary with its renderings, each made once and when first asked for; an adapter hands them over as is."""
 
     summary: ModelSummary
-    depth: int | None = 3
-    columns: Sequence[str] | None = None
+    selection: Selection = field(default_factory=Selection)
 
     @cached_property
     def metrics(self) -> dict[str, int]:
@@ -74,7 +74,9 @@ class Report:
     @cached_property
     def text(self) -> str:
         """The hierarchy as the terminal shows it, without colours."""
-        return self.summary.to_text(depth=self.depth, columns=self.columns)
+        from summarycb.render.terminal import to_text  # rich, which writing to a tracker need not have
+
+        return to_text(select(self.summary, self.selection))
 
     @cached_property
     def json(self) -> str:

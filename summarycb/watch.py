@@ -18,12 +18,12 @@ from summarycb.collect.calls import NO_TASK, graph_task, in_checkpoint
 from summarycb.collect.eager import around_compiling, not_compiled, run_eagerly
 from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
+from summarycb.deliver import deliver
 from summarycb.exits import at_exit
 from summarycb.observe import Observation, check_model, check_optimizers
-from summarycb.render.terminal import show, show_failure
-from summarycb.trackers import Publisher, Report, check_timeout, resolve, warn
+from summarycb.trackers import Publisher, check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
-from summarycb.view import check_columns, check_depth
+from summarycb.view import Selection
 
 
 def watch(
@@ -48,8 +48,8 @@ def watch(
 
     The observation begins at the first forward of the model, or of a module in it, with gradients on, and ends after
     the first step of an optimizer that owns one of its parameters, or, where none steps, at the next forward that finds
-    the gradients gone. An evaluation, without gradients or in eval mode, does not count, nor does what a loop that never
-    calls ``model`` itself runs without gradients before. Then everything is taken off, the summary is printed
+    the gradients gone. An evaluation, without gradients or in eval mode, does not count, nor does what a loop that
+    never calls ``model`` itself runs without gradients before. Then everything is taken off, the summary is printed
     (``verbose``), written to ``trackers`` at ``step``, and kept in ``hook.summary``.
 
     The observed step of a compiled model runs eagerly, every other as it is compiled. Of a model within a compiled
@@ -85,7 +85,7 @@ class Watch:
     ) -> None:
         self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
         self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
-        self._depth, self._columns = check_depth(depth), check_columns(columns)
+        self._selection = Selection(depth, columns)
         self._verbose, self._step, self._context = verbose, step, context
         self._timeout = check_timeout(timeout)
         self._publisher = Publisher(resolve(trackers), self._timeout)
@@ -222,13 +222,8 @@ class Watch:
         if observation is None or self.summary is None:
             return
         try:
-            if not _is_rank_zero():
-                if self._verbose:
-                    show_failure(self.summary)
-                return
-            if self._verbose:
-                show(self.summary, depth=self._depth, columns=self._columns)
-            self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
+            how: dict[str, Any] = {"step": self._step, "verbose": self._verbose, "rank_zero": _is_rank_zero()}
+            deliver(self.summary, self._selection, lambda: self._publisher, **how)
         except Exception as fault:
             self._give_up(fault)
 

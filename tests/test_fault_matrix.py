@@ -38,8 +38,8 @@ from summarycb.tree import ModelSummary
 from tests.test_faults import FAULTS, LATER, OBSERVE, Broken, Planted, plant
 from tests.trainings import NOTHING, everything, left_behind, step
 
-SERIALIZE, TERMINAL, VIEW, WATCH = (  # ``summarycb.watch`` is the function
-    importlib.import_module(f"summarycb.{name}") for name in ("serialize", "render.terminal", "view", "watch")
+DELIVER, SERIALIZE, TERMINAL, VIEW = (
+    importlib.import_module(f"summarycb.{name}") for name in ("deliver", "serialize", "render.terminal", "view")
 )
 
 pytestmark = [
@@ -518,8 +518,8 @@ EVERY_FAULT: dict[str, Fault] = {
         renderer(TERMINAL, "render", tracker=True), NOT_WRITTEN + "TensorBoardTracker: Planted"
     ),
     "the JSON cannot be made": Fault(renderer(SERIALIZE, "dumps", tracker=True), NOT_WRITTEN + "TensorBoardTracker"),
-    "show raises": Fault(renderer(WATCH, "show"), NOT_SHOWN, ways=(watch,)),
-    "the report raises": Fault(renderer(WATCH, "Report"), NOT_SHOWN, ways=(watch,)),
+    "show raises": Fault(renderer(DELIVER, "show"), NOT_SHOWN, ways=(watch,)),
+    "the report raises": Fault(renderer(DELIVER, "Report"), NOT_SHOWN, ways=(watch,)),
     "a tracker raises in write": Fault(lambda place: Options(trackers=(Broken(),)), NOT_WRITTEN + "Broken: Planted"),
     "a tracker exits in write": Fault(lambda place: Options(trackers=(Exits(),)), NOT_WRITTEN + "Exits: SystemExit: 3"),
     "a tracker raises in wrap": Fault(installed(BAD.replace("wrap = ", "wrap = fail #")), NOT_ASKED + "OSError"),

@@ -19,6 +19,7 @@ import pytest
 
 import summarycb
 from summarycb.errors import SummaryWarning
+from summarycb.view import Selection
 from summarycb_lightning import ModelSummaryCallback
 from tests.lightning_trainings import MARKS, Recording, all_of, lit, trainer
 from tests.test_faults import Broken, Planted, plant
@@ -104,8 +105,8 @@ HOOKS = {
     "observation": ("summarycb_lightning", "_Step"),
     "context": ("summarycb_lightning", "_context"),
     "build": ("summarycb.observe", "build"),
-    "show": ("summarycb_lightning", "show"),
-    "report": ("summarycb_lightning", "Report"),
+    "show": ("summarycb.deliver", "show"),
+    "report": ("summarycb.deliver", "Report"),
     "trackers": ("summarycb.trackers", "wrap"),
 }
 
@@ -219,7 +220,7 @@ def test_a_copy(lightning: ModuleType, tmp_path: Path, again: Callable[[Any], An
     other = again(callback)
     assert isinstance(other, Mine)
     assert isinstance(other, lightning.callbacks.ModelSummary)
-    assert (other.tag, other._depth, other._columns) == (callback.tag, 2, ("params",))
+    assert (other.tag, other._selection) == (callback.tag, Selection(depth=2, columns=["params"]))
     assert other.summary == callback.summary
     trainer(lightning, tmp_path, other).fit(lit(lightning))
     assert other.summary is not None

@@ -27,6 +27,7 @@ from summarycb.specs import Nested, Opaque, ParameterSpec, TensorSpec
 from summarycb.step import Environment, Memory, Moment, Note
 from summarycb.trackers import Publisher, Report, check_names, names, open_reference, resolve, wrap
 from summarycb.tree import ModelSummary, ModuleSummary, Work
+from summarycb.view import Selection
 from tests.literal import group
 
 # mlflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
@@ -627,6 +628,6 @@ def test_a_script_that_ends_at_once_has_written_everything(tmp_path: Path) -> No
 
 
 def test_a_reports_text_has_the_depth_and_columns_that_were_asked_for() -> None:
-    report = Report(SUMMARY, 0, ["params", "calls"])
+    report = Report(SUMMARY, Selection(depth=0, columns=["params", "calls"]))
     assert report.text == SUMMARY.to_text(depth=0, columns=["params", "calls"])
     assert "fwd MACs" not in report.text

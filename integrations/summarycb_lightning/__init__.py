@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from summarycb.collect.ranks import Ranks, announce
+from summarycb.deliver import deliver
 from summarycb.errors import SummaryError, missing
 from summarycb.observe import Observation
-from summarycb.render.terminal import show, show_failure
-from summarycb.trackers import Publisher, Report, check_targets, check_timeout, open_targets, warn
+from summarycb.trackers import Publisher, check_targets, check_timeout, open_targets, warn
 from summarycb.tree import ModelSummary
-from summarycb.view import check_columns, check_depth
+from summarycb.view import Selection
 from summarycb_lightning.throughput import FlopsPerBatch
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class ModelSummaryCallback(LightningModelSummary):
         verbose: bool = True,
         timeout: float = 10.0,
     ) -> None:
-        super().__init__(max_depth=-1 if depth is None else check_depth(depth) or 0)
-        self._depth, self._verbose, self._timeout = depth, verbose, check_timeout(timeout)
-        self._columns = check_columns(columns)
+        self._selection = Selection(depth, columns)
+        super().__init__(max_depth=-1 if depth is None else depth)
+        self._verbose, self._timeout = verbose, check_timeout(timeout)
         if stage not in STAGES:
             raise SummaryError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
         self._stage = stage
@@ -200,17 +200,15 @@ class ModelSummaryCallback(LightningModelSummary):
             return
         try:
             self.summary = observation.stop(error)
-            if not trainer.is_global_zero:
-                if self._verbose:
-                    show_failure(self.summary)
-                return
-            if self._verbose:
-                show(self.summary, depth=self._depth, columns=self._columns)
-            if self._publisher is None:
-                self._publisher = Publisher(open_targets(self._trackers, trainer.loggers), self._timeout)
-            self._publisher.publish(Report(self.summary, self._depth, self._columns), step=self._step)
+            how: dict[str, Any] = {"step": self._step, "verbose": self._verbose, "rank_zero": trainer.is_global_zero}
+            deliver(self.summary, self._selection, lambda: self._publish_to(trainer), **how)
         except Exception as fault:
             self._give_up(fault)
+
+    def _publish_to(self, trainer: Trainer) -> Publisher:
+        if self._publisher is None:
+            self._publisher = Publisher(open_targets(self._trackers, trainer.loggers), self._timeout)
+        return self._publisher
 
     def _discard(self) -> None:
         observation, self._observation = self._observation, None

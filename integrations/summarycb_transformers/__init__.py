@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from summarycb.errors import missing
 from summarycb.trackers import check_targets, check_timeout, is_kind, names, open_targets, warn
 from summarycb.tree import ModelSummary
-from summarycb.view import check_columns, check_depth
+from summarycb.view import Selection
 from summarycb.watch import Watch, watch
 
 try:
@@ -47,8 +47,9 @@ class ModelSummaryCallback(TrainerCallback):
         timeout: float = 10.0,
     ) -> None:
         self._trackers = check_targets(trackers)
-        self._shown: dict[str, Any] = {"depth": check_depth(depth), "columns": check_columns(columns)}
-        self._shown |= {"verbose": verbose, "timeout": check_timeout(timeout)}
+        Selection(depth, columns)  # a wrong argument raises here, not within the training
+        check_timeout(timeout)
+        self._shown: dict[str, Any] = {"depth": depth, "columns": columns, "verbose": verbose, "timeout": timeout}
         self._watch: Watch | None = None
 
     @property

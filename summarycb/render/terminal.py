@@ -38,29 +38,22 @@ def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     return text.translate(_ASCII) if ascii_only else text
 
 
-def show(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> None:
+def show(summary: ModelSummary, selection: Selection = Selection()) -> None:
     """Print to standard output: in colour on a terminal, plain text elsewhere. Never raises."""
     from summarycb.trackers import warn
 
     try:
-        console = Console(highlight=False)
+        console, view = Console(highlight=False), select(summary, selection)
         if console.is_terminal:
-            lines = render(select(summary, Selection(depth, columns)), max(console.width, LEAST_WIDTH))
+            lines = render(view, max(console.width, LEAST_WIDTH))
             texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
             for line, text in zip(lines, texts, strict=True):
                 line.plain = text
             console.print(Text("\n").join(lines), soft_wrap=True)
         else:
-            text = summary.to_text(depth=depth, columns=columns)
-            print(encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
+            print(encodable(to_text(view), getattr(sys.stdout, "encoding", None)), flush=True)
     except Exception as error:  # a closed or narrow stream must not end a training
         warn(f"the model summary could not be printed: {type(error).__name__}: {error}")
-
-
-def show_failure(summary: ModelSummary) -> None:
-    """Where the step failed, of a rank that shows nothing else."""
-    if summary.failure is not None:
-        show(summary, depth=0)
 
 
 def encodable(text: str, encoding: str | None) -> str:
