@@ -390,6 +390,25 @@ class ModelSummary:
 
         return to_markdown(select(self, depth=depth, columns=columns))
 
+    def to_html(
+        self, *, depth: int | None = 3, columns: Sequence[str] | None = None, metric: str = "params", fold: bool = True
+    ) -> str:
+        """The summary as a page in one file, which :func:`summarycb.load` reads too.
+
+        All modules are in its tree, of which ``depth`` levels are open at first (``None``: every level); with ``fold``
+        blocks that repeat are one row. ``metric`` is what its bars show at first: ``params``, ``forward_macs``,
+        ``backward_flops`` or ``saved_activations``.
+        """
+        from summarycb.render.html import to_html
+
+        return to_html(self, depth=depth, columns=columns, metric=metric, fold=fold)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the headline and the tree, without a script."""
+        from summarycb.render.html import to_fragment
+
+        return to_fragment(self)
+
     def to_dataframe(self) -> DataFrame:
         """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas."""
         from summarycb.render.frame import to_dataframe
