@@ -416,17 +416,22 @@ class ModelSummary:
         return to_markdown(select(self, Selection(depth, columns, sort, top, filter, metric, fold)))
 
     def to_html(
-        self, *, depth: int | None = 3, columns: Sequence[str] | None = None, metric: str = "params", fold: bool = True
+        self,
+        *,
+        depth: int | None = 3,
+        columns: Sequence[str] | None = None,
+        metric: str = "forward_macs",
+        fold: bool = True,
     ) -> str:
         """The summary as a page in one file, which :func:`summarycb.load` reads too.
 
-        All modules are in its tree, of which ``depth`` levels are open at first (``None``: every level); with ``fold``
-        blocks that repeat are one row. ``metric`` is what its bars show at first: ``params``, ``forward_macs``,
-        ``backward_flops`` or ``saved_activations``.
+        All modules are in its tree, of which ``depth`` levels are open at first; ``metric`` is what its bars show at
+        first. The arguments mean what they mean in :class:`~summarycb.view.Selection`.
         """
         from summarycb.render.html import to_html
+        from summarycb.view import Selection
 
-        return to_html(self, depth=depth, columns=columns, metric=metric, fold=fold)
+        return to_html(self, Selection(depth, columns, metric=metric, fold=fold))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the headline and the tree, without a script."""

@@ -42,7 +42,7 @@ def test_the_tree_has_every_row_with_its_figures_and_its_part_of_each_metric() -
         ("1", "fc Linear", "[2, 3]", "15", "48", "64 B", "75.0", "61.5", "57.1", "76.2"),
         ("1", "head Head", "{logits: [2, 3], states: ([], Cache)}", "5", "24", "8 B", "25.0", "30.8", "28.6", "9.5"),
         ("1", "again Linear = fc", "", "0", "0", "0 B", "0.0", "0.0", "0.0", "0.0"),
-        ("0", "(outside) loss, other code", "", "0", "6", "12 B", "0.0", "7.7", "14.3", "14.3"),
+        ("0", "(outside) loss, etc.", "", "0", "6", "12 B", "0.0", "7.7", "14.3", "14.3"),
     ]
     titles = [title.text for title in page.all("div", "titles")[0].all("span")]
     assert titles[:5] == ["module", "output", "params", "fwd MACs", "saved act."]
@@ -99,7 +99,7 @@ def test_boxes_are_as_wide_as_their_part_of_the_metric() -> None:
         ("#r0", "0.0%", "0", "92.308%", "Net: 72, 92.3 %"),
         ("#r1", "0.0%", "26", "61.538%", "fc Linear: 48, 61.5 %"),
         ("#r2", "61.538%", "26", "30.769%", "head Head: 24, 30.8 %"),
-        ("#r4", "92.308%", "0", "7.692%", "(outside) loss, other code: 6, 7.7 %"),
+        ("#r4", "92.308%", "0", "7.692%", "(outside) loss, etc.: 6, 7.7 %"),
     ]
 
 
@@ -126,7 +126,7 @@ def test_blocks_that_repeat_are_one_row_one_box_and_one_line_a_parameter() -> No
         *[("2", "0-11 ×12 Block"), ("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")],
         *[("2", "12 Block"), ("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")],
         ("1", "head Linear"),
-        ("0", "(outside) loss, other code"),
+        ("0", "(outside) loss, etc."),
     ]
     # 8 x 2 of the norm, 8 x 16 + 16 up, 16 x 8 + 8 down, in each of twelve; 24 in place of 16 in the last
     block, last = 16 + 144 + 136, 16 + (8 * 24 + 24) + (24 * 8 + 8)

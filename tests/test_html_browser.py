@@ -108,7 +108,7 @@ def browser(driver: Chrome, tmp_path: Path) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return residual().to_html(depth=2)
+    return residual().to_html(depth=2, metric="params")
 
 
 def test_the_tree_expands_and_collapses(browser: Browser, page: str) -> None:

@@ -20,15 +20,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from summarycb import __version__, units
-from summarycb.columns import COLUMNS, METRICS, Column
+from summarycb.columns import COLUMNS, Column, main_metric
 from summarycb.embed import embed
-from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
+from summarycb.headline import CONVENTION, headline, notes
 from summarycb.render.html.icicle import icicle
-from summarycb.render.html.rows import Row, items, metrics, rows
+from summarycb.render.html.rows import Row, metrics, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
-from summarycb.view import check_depth, clean, select, _DEFAULTS
+from summarycb.view import Selection, clean, default_columns
+from summarycb.view import _roots as roots_of
 
 _FOLDER = Path(__file__).parent
 _FRAGMENT_ROWS = 1000
@@ -45,18 +46,12 @@ class Tile:
 
 
 @collection_paused()
-def to_html(
-    summary: ModelSummary,
-    *,
-    depth: int | None = 3,
-    columns: Sequence[str] | None = None,
-    metric: str = "params",
-    fold: bool = True,
-) -> str:
-    """The page. ``depth`` is how many levels of the tree are open at first; all are there."""
-    depth, figures = check_depth(depth), metrics(summary, _check_metric(metric))
-    view, shown = select(summary, depth=0, columns=columns), _columns(summary, columns)
-    roots = items(summary, fold)
+def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
+    """The page. Its tree has every level, of which ``selection.depth`` are open at first, and sorts and filters itself."""
+    shown = _columns(summary, selection.columns)
+    metric = main_metric(summary) if selection.metric == Selection().metric else selection.metric
+    figures = metrics(summary, metric)
+    roots = roots_of(summary, selection.fold)
     lines = rows(summary, roots, shown, figures)
     style = _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
     style += "".join([f"body:has(#m{i}:checked) .m:not(.m{i}){{display:none}}" for i in range(len(figures))])
@@ -68,7 +63,9 @@ def to_html(
         script=Markup(script),
         embedded=Markup(embed(summary.to_json())),
         version=__version__,
-        view=view,
+        title=summary.root.type_name,
+        headline=[*headline(summary, roots)],
+        notes=_notes(summary),
         circumstances=[*_circumstances(summary)],
         tiles=[*_tiles(summary)],
         metrics=figures,
@@ -78,7 +75,7 @@ def to_html(
         colours={row.type_name: row.colour for row in lines if row.colour is not None},
         rows=lines,
         columns=shown,
-        opened=_opened(lines, depth),
+        opened=_opened(lines, selection.depth),
         drawings=[],
         edges=[],
         timeline=timeline(summary.memory, summary.root.type_name),
@@ -88,13 +85,16 @@ def to_html(
 @collection_paused()
 def to_fragment(summary: ModelSummary) -> str:
     """The headline and the tree for a notebook's cell: no script, and a style that no other cell sees."""
-    shown, roots, figures = _columns(summary, None), items(summary, True), metrics(summary, "params")[:1]
+    shown, roots = _columns(summary, None), roots_of(summary, True)
+    figures = [COLUMNS[main_metric(summary)]]
     deepest = _deepest(rows(summary, roots, (), ()), _FRAGMENT_ROWS)
     lines = rows(summary, roots, shown, figures, deepest)
     return _environment().get_template("fragment.html.j2").render(
         style=Markup(_asset("fragment.css") + _steps(lines, ".summarycb ")),
         widths=_widths(shown, lines),
-        view=select(summary, depth=0),
+        title=summary.root.type_name,
+        headline=[*headline(summary, roots)],
+        notes=_notes(summary),
         metrics=figures,
         chosen=0,
         rows=lines,
@@ -106,14 +106,12 @@ def to_fragment(summary: ModelSummary) -> str:
 
 def _columns(summary: ModelSummary, columns: Sequence[str] | None) -> list[Column]:
     """Those that a row has beside its name, its type, and its share of the metric."""
-    keys = _DEFAULTS[summary.observed] if columns is None else columns
+    keys = default_columns(summary) if columns is None else columns
     return [COLUMNS[key] for key in keys if key not in ("type", "percent", "bar")]
 
 
-def _check_metric(metric: str) -> str:
-    if metric not in METRICS:
-        raise SummaryError(f"there is no metric {metric!r}; allowed: {', '.join(METRICS)}")
-    return metric
+def _notes(summary: ModelSummary) -> list[str]:
+    return [*([CONVENTION] if summary.observed != "structure" else []), *notes(summary)]
 
 
 def _opened(lines: Iterable[Row], depth: int | None) -> set[int]:
@@ -139,7 +137,8 @@ def _circumstances(summary: ModelSummary) -> Iterator[str]:
 
 def _tiles(summary: ModelSummary) -> Iterator[Tile]:
     shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
-    yield Tile("Parameters", units.count(summary.total_params), (units.exact(summary.total_params), shares))
+    short, exact = units.count(summary.total_params), units.exact(summary.total_params)
+    yield Tile("Parameters", short, (shares,) if short == exact else (exact, shares))
     if summary.observed != "structure":
         yield Tile("Forward", units.work(summary.forward_macs, "MACs"), (units.work(summary.forward_flops, "FLOPs"),))
     if summary.observed == "step":

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 from summarycb import units
 from summarycb.columns import COLUMNS, Column
-from summarycb.fold import Item, fold
+from summarycb.fold import Item, path_of
 from summarycb.specs import ParameterSpec, spec_text
-from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary, add, outside_row
+from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary, add
 
 MOST_LEVELS = 100
 """Browsers stop nesting at a few hundred elements; what is deeper is shown at this level."""
 COLOURS = 8
 _BAR = 50
-_MOST_TEXT, _MOST_WAYS, _MOST_COPIES = 400, 4, 8
+_MOST_TEXT, _MOST_WAYS, _MOST_COPIES = 240, 4, 8
 
 
 SHOWN = {
@@ -72,15 +72,6 @@ def metrics(summary: ModelSummary, chosen: str) -> list[Column]:
     return [COLUMNS[key] for key in dict.fromkeys([*SHOWN[summary.observed], chosen])]
 
 
-def items(summary: ModelSummary, folded: bool) -> tuple[Item, ...]:
-    """The model as a tree of items, and beside it what ran outside of it."""
-    root = fold(summary.root, folded)
-    if summary.observed == "structure":
-        return (root,)
-    outside = outside_row(summary.outside)
-    return root, Item(OUTSIDE, (outside,))
-
-
 def rows(
     summary: ModelSummary,
     roots: Sequence[Item],
@@ -99,7 +90,7 @@ def rows(
     stack = [(item, 0, "") for item in reversed(roots)]
     while stack:
         item, level, above = stack.pop()
-        path = item.copies[0].path if len(item.copies) == 1 else f"{above}.{item.label}" if above else item.label
+        path = path_of(item, above)
         values = tuple([_figure(item, metric, summary) for metric in metrics])
         found.append(
             Row(
@@ -114,7 +105,7 @@ def rows(
                 values=values,
                 shares=tuple([_share(value, whole) for value, whole in zip(values, wholes, strict=True)]),
                 facts=tuple(_facts(item, summary, notes)) if item.copies else (),
-                parameters=tuple(_held(item)) if item.copies else (),
+                parameters=tuple(_held(item, summary)) if item.copies else (),
                 colour=None if item.children else colours.get(type_name(item)),
             )
         )
@@ -227,7 +218,7 @@ def _told(item: Item, titles: Mapping[str, str], summary: ModelSummary) -> Itera
         yield f"{text} {title}" + (f" ({own} own)" if own != text and _figure(alone, column, summary) else "")
 
 
-def _held(item: Item) -> Iterator[Held]:
+def _held(item: Item, summary: ModelSummary) -> Iterator[Held]:
     for parameter in item.copies[0].parameters:
         yield Held(
             parameter.name,
@@ -235,16 +226,16 @@ def _held(item: Item) -> Iterator[Held]:
             units.exact(parameter.numel),
             parameter.dtype,
             units.nbytes(parameter.bytes),
-            " · ".join(_remarks(parameter)),
+            " · ".join(_remarks(parameter, summary)),
         )
 
 
-def _remarks(parameter: ParameterSpec) -> Iterator[str]:
+def _remarks(parameter: ParameterSpec, summary: ModelSummary) -> Iterator[str]:
     if parameter.shared_with is not None:
         yield f"= {parameter.shared_with}"
     if not parameter.trainable:
         yield "frozen"
-    elif parameter.gradient == 0 and parameter.shared_with is None:
+    elif summary.observed == "step" and parameter.gradient == 0 and parameter.shared_with is None:
         yield "no gradient"
     if parameter.local_shape is not None:
         yield f"{list(parameter.local_shape)} on this rank"
