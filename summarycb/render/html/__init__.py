@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from summarycb.embed import embed
 from summarycb.garbage import collection_paused
 from summarycb.headline import CONVENTION, headline, notes
 from summarycb.render.html.icicle import icicle
-from summarycb.render.html.rows import Row, metrics, rows
+from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection, clean, default_columns
@@ -74,6 +74,9 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
         icicles=[icicle(summary, one, roots, lines) for one in figures],
         colours={row.type_name: row.colour for row in lines if row.colour is not None},
         rows=lines,
+        about=partial(facts, summary),
+        held=partial(parameters, summary),
+        has_parameters=any(copy.parameters for row in lines for copy in row.item.copies),
         columns=shown,
         opened=_opened(lines, selection.depth),
         drawings=[],
@@ -95,8 +98,7 @@ def to_fragment(summary: ModelSummary) -> str:
         title=summary.root.type_name,
         headline=[*headline(summary, roots)],
         notes=_notes(summary),
-        metrics=figures,
-        chosen=0,
+        metric=figures[0],
         rows=lines,
         columns=shown,
         opened=_opened(lines, 2),
@@ -153,7 +155,7 @@ def _widths(columns: Sequence[Column], lines: Sequence[Row]) -> str:
     """The columns of every row's grid, each as wide as its longest cell: rows are nested, and align by that alone."""
     widths = ["minmax(15rem,1fr)"]
     for place, column in enumerate(columns):
-        longest = max([len(row.cells[place]) for row in lines] + [len(column.title)])
+        longest = max([len(row.cells[place][1]) for row in lines] + [len(column.title)])
         widths.append(f"minmax(4rem,{min(longest, 21)}ch)" if column.justify == "left" else f"{longest + 1}ch")
     return " ".join([*widths, "9.5rem"])
 
