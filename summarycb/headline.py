@@ -101,7 +101,8 @@ def _biggest(summary: ModelSummary, roots: Sequence[Item]) -> Iterator[str]:
                 break
             if max(values, default=0) > most:
                 each = f" (each of {len(item.copies)})" if len(item.copies) > 1 else ""
-                most, where = max(values), f"{path or summary.root.type_name}{each}"
+                name = path if len(path) <= _MOST_PATH else f"…{path[1 - _MOST_PATH :]}"
+                most, where = max(values), f"{name or summary.root.type_name}{each}"
         else:
             if most:
                 total = sum([getattr(root.copies[0].total, figure) for root in roots])
@@ -124,7 +125,7 @@ _KINDS = {
     "batch": "batch",
 }
 _MOST_CALLERS = 12
-_MOST_TEXT = 300
+_MOST_TEXT, _MOST_PATH = 300, 60
 _PASSING = {"activations": "activations", "temporaries": "temporaries"}
 
 

@@ -22,7 +22,7 @@ finally:
 
 LEAST_WIDTH = 20
 _GAP = 1
-_LEAST_NAME = 24
+_LEAST_NAME, _LEAST_PATH = 24, 32
 _ASCII = str.maketrans(
     {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d", "▸": "+"}
     | dict.fromkeys("▏▎▍▌", "-")
@@ -120,14 +120,16 @@ def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
     right = [False, *[column.justify == "right" for column in view.columns]]
     header = ["module", *[column.title for column in view.columns]]
     styles = ["", *[_STYLES.get(column.key, "") for column in view.columns]]
-    names = [_name(row) for row in view.rows]
-    columns = [names, *[[clean(row.cells[i]) for row in view.rows] for i in range(len(view.columns))]]
+    columns = [
+        [_name(row) for row in view.rows],
+        *[[clean(row.cells[i]) for row in view.rows] for i in range(len(view.columns))],
+    ]
     columns = [_aligned(cells) if figures else cells for cells, figures in zip(columns, right, strict=True)]
     natural = [max(map(cell_len, [title, *cells])) for title, cells in zip(header, columns, strict=True)]
     worth = [
         3 if figures else _WORTH.get(column.key, 0) for column, figures in zip(view.columns, right[1:], strict=True)
     ]
-    widths = _fit(natural, worth, width)
+    widths = _fit(natural, worth, _LEAST_NAME if any(row.guides for row in view.rows) else _LEAST_PATH, width)
     shown = [i for i, space in enumerate(widths) if space]
 
     def line(cells: Sequence[str]) -> Iterator[str]:
@@ -135,8 +137,8 @@ def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
 
     lines = [Text((" " * _GAP).join(line(header)).rstrip(), style="bold")]
     lines.append(Text("─" * (sum([widths[i] + _GAP for i in shown]) - _GAP), style="dim"))
-    for row, cells in zip(view.rows, zip(*columns, strict=True), strict=True):
-        parts = list(line(cells))
+    for row, (_, *cells) in zip(view.rows, zip(*columns, strict=True), strict=True):
+        parts = list(line([_name(row, widths[0]), *cells]))
         text = Text((" " * _GAP).join(parts), style="dim" if row.context else "")
         text.spans = list(_spans(row, parts, [styles[i] for i in shown]))
         text.rstrip()
@@ -170,9 +172,21 @@ def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[Sp
 _ZEROS = {"0", "0 B", "0.0"}
 
 
-def _name(row: Row) -> str:
-    times = f" ×{row.times}" if row.times > 1 else ""
-    return f"{_guides(row)}{clean(row.label)}{times}{' ▸' if row.closed else ''}"
+def _name(row: Row, space: int | None = None) -> str:
+    """The first cell; where there is not the space for it, without the end of the label, or the beginning of a path."""
+    guides, label = _guides(row), clean(row.label)
+    whole = guides + label + row.suffix
+    if space is None or cell_len(whole) <= space:
+        return whole
+    left = space - cell_len(guides + row.suffix) - 1
+    if left < 1:
+        return set_cell_size(whole, space - 1) + "…"
+    if row.guides or row.label != row.path:
+        return f"{guides}{set_cell_size(label, left)}…{row.suffix}"
+    label = label[-left:]
+    while cell_len(label) > left:
+        label = label[1:]
+    return f"…{label}{row.suffix}"
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:
@@ -192,9 +206,9 @@ def _cell(text: str, space: int, right: bool) -> str:
     return " " * free + text if right else text + " " * free
 
 
-def _fit(natural: Sequence[int], worth: Sequence[int], width: int) -> list[int]:
+def _fit(natural: Sequence[int], worth: Sequence[int], least_name: int, width: int) -> list[int]:
     """The width of each column; 0 drops one. Names and texts are shortened."""
-    least = [min(natural[0], _LEAST_NAME)]
+    least = [min(natural[0], least_name)]
     least += [min(space, _LEAST.get(rank, space)) for space, rank in zip(natural[1:], worth, strict=True)]
     shown = list(range(len(natural)))
     while len(shown) > 1 and sum([least[i] + _GAP for i in shown]) - _GAP > width:
