@@ -334,11 +334,13 @@ class _Kind:
         if "scaled_dot_product" in name:
             self.name = "sdpa"
         aliases = bool(returns) and not self._writes and all(returned.alias_info is not None for returned in returns)
-        self.views = aliases or name in ("_unsafe_view", "_reshape_alias")
+        lifts = name == "lift_fresh"  # of torch.tensor, whose own making is not seen
+        self.views = (aliases and not lifts) or name in ("_unsafe_view", "_reshape_alias")
         self.copies = name in ("clone", "_to_copy", "copy_")
         self.ones = name == "ones_like"
         self.makes = not self.ones and (
-            name.endswith("_like")
+            lifts
+            or name.endswith("_like")
             or name.startswith("new_")
             or (schema is not None and not any("Tensor" in str(argument.type) for argument in arguments))
         )
