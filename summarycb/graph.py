@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from summarycb.dataflow import Dataflow, FlowKind
 from summarycb.errors import SummaryError
 from summarycb.fold import fold as fold_modules
-from summarycb.specs import TensorSpec
 from summarycb.tree import ModelSummary
 
 _MOST_PERIOD = 32
@@ -121,18 +120,22 @@ class _Contraction:
         self._steps: set[tuple[int, int]] = set()
         self._groups: list[tuple[str, int, list[int]]] = []
         self._unit_of = self._contracted(depth, parameters)
-        self._edges: dict[tuple[int, int], dict[str, None]] = {}
+        self._edges: dict[tuple[int, int], dict[int | None, None]] = {}
         self._sources: dict[int, set[int]] = defaultdict(set)
-        for source, target, tensor in flow.edges():
-            a, b = self._unit_of[source], self._unit_of[target]
-            if a is not None and b is not None and a != b:
-                self._edges.setdefault((a, b), {})[_text(tensor)] = None
-                self._sources[b].add(a)
+        for target, node in enumerate(flow.nodes):
+            b = self._unit_of[target]
+            for edge in node.inputs:
+                a = self._unit_of[edge.source]
+                if a is not None and b is not None and a != b:
+                    # what is inside of a call reads views of what the call was given
+                    made = flow.nodes[edge.source].output if self._calls[b] not in (None, node.call) else None
+                    self._edges.setdefault((a, b), {})[edge.tensor if made is None else made] = None
+                    self._sources[b].add(a)
         if fold:
             self._fold(summary)
 
     def graph(self) -> Graph:
-        edges: dict[tuple[int, int], dict[str, None]] = {}
+        edges: dict[tuple[int, int], dict[int | None, None]] = {}
         for (source, target), tensors in self._edges.items():
             pair = self._drawn(source, target)
             if pair is not None:
@@ -145,7 +148,10 @@ class _Contraction:
         labels = _labels({unit: span for unit, span in spans.items() if self._calls[unit] is not None})
         return Graph(
             nodes=tuple([self._node(place[unit], unit, len(found), labels) for unit, found in copies.items()]),
-            edges=tuple([Edge(place[a], place[b], _listed(list(texts))) for (a, b), texts in edges.items()]),
+            edges=tuple([
+                Edge(place[a], place[b], self._text(list(tensors), len(copies[a]) > 1 or len(copies[b]) > 1))
+                for (a, b), tensors in edges.items()
+            ]),
             groups=tuple([
                 Group(label, times, tuple(dict.fromkeys(place[self._first(unit)] for unit in units)))
                 for label, times, units in self._groups
@@ -157,9 +163,10 @@ class _Contraction:
         if call is not None:
             module = self._modules[self._flow.calls[call].module]
             return Node(number, labels[unit] or module.type_name, "module", module.path, module.type_name, times)
-        if node.kind == "parameter" and node.module is not None:
-            path = self._modules[node.module].path
-            return Node(number, f"{path}.{node.name}" if path else node.name, "parameter", path, "", times)
+        if node.kind == "parameter":
+            path = self._path(unit)
+            label = f"{path.rpartition('.')[2]}.{node.name}" if path else node.name
+            return Node(number, label, "parameter", path, "", times)
         return Node(number, node.name or "tensor", node.kind, None, "", times)
 
     def _contracted(self, depth: int | None, parameters: bool) -> list[int | None]:
@@ -225,6 +232,22 @@ class _Contraction:
                 done |= {which for is_call, which in self._items[number] if is_call}
             else:
                 done |= self._fold_items(self._items[number], kinds[number])
+        self._fold_givers(alike)
+
+    def _fold_givers(self, alike: Mapping[str, Hashable]) -> None:
+        """The same parameter of each copy, and what each copy was given from before the step."""
+        targets: dict[int, list[int]] = defaultdict(list)
+        for source, target in self._edges:
+            targets[source].append(target)
+        seen: dict[Hashable, int] = {}
+        for unit, reached in targets.items():
+            node = self._flow.nodes[self._units[unit]]
+            if node.kind in ("parameter", "input"):
+                first = frozenset(map(self._first, reached))
+                key = (node.kind, node.name, node.module and alike[self._path(unit)], first)
+                other = seen.setdefault(key, unit)
+                if not set(targets[other]) & set(reached):
+                    self._same[unit] = other
 
     def _fold_items(self, items: Sequence[tuple[bool, int]], kinds: Sequence[int]) -> set[int]:
         """What repeats among the items is drawn as the first; returns the calls that are not drawn."""
@@ -296,9 +319,20 @@ class _Contraction:
             source, target = drawn
         return None
 
+    def _text(self, tensors: Sequence[int | None], folded: bool) -> str:
+        """The shapes, each once; where copies differ in a size alone, what it is from and to."""
+        specs = [self._flow.tensors[tensor] for tensor in tensors if tensor is not None]
+        alike = len({(len(spec.shape), spec.dtype) for spec in specs}) == 1
+        if folded and alike and len(specs) == len(tensors):
+            sizes = [f"{min(size)}-{max(size)}" if len(set(size)) > 1 else f"{size[0]}" for size in zip(*[spec.shape for spec in specs], strict=True)]
+            return f"[{', '.join(sizes)}] {specs[0].dtype}"
+        texts = dict.fromkeys([*[f"{spec} {spec.dtype}" for spec in specs], *["?"] * (None in tensors)])
+        return ", ".join(list(texts)[:_MOST_TENSORS]) + (", …" if len(texts) > _MOST_TENSORS else "")
+
     def _path(self, unit: int) -> str:
         call = self._calls[unit]
-        return "" if call is None else self._modules[self._flow.calls[call].module].path
+        module = self._flow.nodes[self._units[unit]].module if call is None else self._flow.calls[call].module
+        return "" if module is None else self._modules[module].path
 
 
 def _alike(summary: ModelSummary) -> dict[str, Hashable]:
@@ -367,11 +401,3 @@ def _labels(spans: dict[int, list[str]]) -> dict[int, str]:
             seen[label] += 1
             labels[unit] = f"{label} #{seen[label]}"
     return labels
-
-
-def _text(tensor: TensorSpec | None) -> str:
-    return "?" if tensor is None else f"{tensor} {tensor.dtype}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:_MOST_TENSORS]) + (", …" if len(texts) > _MOST_TENSORS else "")

@@ -113,7 +113,7 @@ def dataflows(draw: st.DrawFn) -> Dataflow:
     call = st.sampled_from(range(len(callers))) if callers else st.nothing()
     kinds = ["op", "input", "output"] + ["module"] * bool(callers)
     node = st.builds(
-        FlowNode, st.sampled_from(kinds), text, call if callers else st.none(), st.none(), st.lists(edge, max_size=2).map(tuple)
+        FlowNode, st.sampled_from(kinds), text, call if callers else st.none(), st.none(), st.none(), st.lists(edge, max_size=2).map(tuple)
     ) | st.builds(FlowNode, st.just("parameter"), text, st.none(), st.just(0))
     nodes = tuple(draw(st.lists(node, min_size=count, max_size=count)))
     return Dataflow(tuple([FlowCall(0, caller) for caller in callers]), tensors, nodes)
