@@ -146,16 +146,21 @@ class _Contraction:
         place = {unit: number for number, unit in enumerate(copies)}
         spans = {unit: _span(list(dict.fromkeys(map(self._path, found)))) for unit, found in copies.items()}
         labels = _labels({unit: span for unit, span in spans.items() if self._calls[unit] is not None})
+        reached: dict[int, set[int]] = defaultdict(set)
+        for a, b in edges:
+            reached[a].add(b)
+        groups = []
+        for label, times, units in self._groups:
+            within = {self._first(unit) for unit in units}
+            within |= {a for a, found in reached.items() if len(copies[a]) > 1 and self._gives(a) and found <= within}
+            groups.append(Group(label, times, tuple(sorted(place[unit] for unit in within))))
         return Graph(
             nodes=tuple([self._node(place[unit], unit, len(found), labels) for unit, found in copies.items()]),
             edges=tuple([
                 Edge(place[a], place[b], self._text(list(tensors), len(copies[a]) > 1 or len(copies[b]) > 1))
                 for (a, b), tensors in edges.items()
             ]),
-            groups=tuple([
-                Group(label, times, tuple(dict.fromkeys(place[self._first(unit)] for unit in units)))
-                for label, times, units in self._groups
-            ]),
+            groups=tuple(groups),
         )
 
     def _node(self, number: int, unit: int, times: int, labels: dict[int, str]) -> Node:
@@ -242,7 +247,7 @@ class _Contraction:
         seen: dict[Hashable, int] = {}
         for unit, reached in targets.items():
             node = self._flow.nodes[self._units[unit]]
-            if node.kind in ("parameter", "input"):
+            if self._gives(unit):
                 first = frozenset(map(self._first, reached))
                 key = (node.kind, node.name, node.module and alike[self._path(unit)], first)
                 other = seen.setdefault(key, unit)
@@ -299,6 +304,9 @@ class _Contraction:
                 stack.extend(reversed(self._items[which]))
             else:
                 yield which
+
+    def _gives(self, unit: int) -> bool:
+        return self._flow.nodes[self._units[unit]].kind in ("parameter", "input")
 
     def _label(self, rounds: Sequence[Sequence[tuple[bool, int]]]) -> str:
         calls = [which if is_call else self._calls[which] for one in rounds for is_call, which in one]

@@ -224,8 +224,8 @@ def _named(group: Group) -> str:
 def to_dot(graph: Graph) -> str:
     """The graph in graphviz's language."""
     lines = ["digraph dataflow {", '  node [shape=box, style=rounded, fontname="sans-serif"];']
-    for node, depth in _nested(graph):
-        indent = "  " * (depth + 1)
+    for node, depth in _nested(graph.nodes, _drawn(graph)):
+        indent = "  " * depth
         if isinstance(node, Group):
             lines.append(f"{indent}subgraph cluster_{graph.groups.index(node)} {{ label={_quoted(_named(node))};")
         elif node is None:
@@ -245,8 +245,8 @@ def _quoted(text: str) -> str:
 def to_mermaid(graph: Graph) -> str:
     """The graph as Mermaid, which GitHub and GitLab draw in Markdown."""
     lines = ["flowchart TD"]
-    for node, depth in _nested(graph):
-        indent = "  " * (depth + 1)
+    for node, depth in _nested(graph.nodes, _drawn(graph)):
+        indent = "  " * depth
         if isinstance(node, Group):
             lines.append(f"{indent}subgraph g{graph.groups.index(node)}[{_entities(_named(node))}]")
         elif node is None:
@@ -267,21 +267,19 @@ def _entities(text: str) -> str:
     return '"' + "<br>".join(re.sub(r'[#"<>&`\\|]', lambda found: f"#{ord(found[0])};", line) for line in lines) + '"'
 
 
-def _nested(graph: Graph) -> Iterator[tuple[Node | Group | None, int]]:
-    """The nodes with how deep they are in groups of several, each group before its nodes and None after them."""
-    open_groups: list[Group] = []
-    for node in graph.nodes:
-        while open_groups and node.id not in open_groups[-1].nodes:
-            open_groups.pop()
-            yield None, len(open_groups)
-        mine = [group for group in _drawn(graph) if node.id in group.nodes and group not in open_groups]
-        for group in sorted(mine, key=lambda group: -len(group.nodes)):
-            yield group, len(open_groups)
-            open_groups.append(group)
-        yield node, len(open_groups)
-    while open_groups:
-        open_groups.pop()
-        yield None, len(open_groups)
+def _nested(nodes: Sequence[Node], groups: Sequence[Group], depth: int = 1) -> Iterator[tuple[Node | Group | None, int]]:
+    """The nodes with how deep they are in groups of several; each group before its nodes, and None after them."""
+    done: set[int] = set()
+    for node in nodes:
+        around = max((g for g in groups if node.id in g.nodes), key=lambda group: len(group.nodes), default=None)
+        if around is None:
+            yield node, depth
+        elif node.id not in done:
+            done.update(around.nodes)
+            within = [group for group in groups if group is not around and set(group.nodes) <= done]
+            yield around, depth
+            yield from _nested([node for node in nodes if node.id in around.nodes], within, depth + 1)
+            yield None, depth
 
 
 def _drawn(graph: Graph) -> list[Group]:

@@ -127,20 +127,29 @@ def _across(
                 else:
                     joined = [other for other in joined if not widths[other]] or joined
                 wanted.append(sum(x[other] for other in joined) / len(joined) if joined else x[vertex])
-            x |= _apart(row, wanted, widths)
+            x |= _apart(row, wanted, [_weight(v, widths, near) for v in row], widths)
     left = min((x[v] - widths[v] / 2 for v in x), default=0.0)
     return {vertex: at - left for vertex, at in x.items()}
 
 
-def _apart(row: Sequence[int], wanted: Sequence[float], widths: Mapping[int, float]) -> dict[int, float]:
-    """As wanted, by least squares, in order and apart: regression on a sequence that grows. Edges yield to nodes."""
+def _weight(vertex: int, widths: Mapping[int, float], near: Sequence[Mapping[int, Sequence[int]]]) -> float:
+    """Edges yield to nodes, and where the flow begins or ends to where it goes on."""
+    if not widths[vertex]:
+        return 1.0
+    return _WEIGHT if near[0].get(vertex) and near[1].get(vertex) else _WEIGHT**0.5
+
+
+def _apart(
+    row: Sequence[int], wanted: Sequence[float], weights: Sequence[float], widths: Mapping[int, float]
+) -> dict[int, float]:
+    """As wanted, by least squares, in order and apart: regression on a sequence that grows."""
     offsets = [0.0]
     for one, other in pairwise(row):
         gap = _BESIDE if widths[one] or widths[other] else _BESIDE_AN_EDGE
         offsets.append(offsets[-1] + (widths[one] + widths[other]) / 2 + gap)
     blocks: list[tuple[float, float, int]] = []  # where, how heavy, how many
-    for vertex, at, offset in zip(row, wanted, offsets, strict=True):
-        blocks.append((at - offset, _WEIGHT if widths[vertex] else 1.0, 1))
+    for at, weight, offset in zip(wanted, weights, offsets, strict=True):
+        blocks.append((at - offset, weight, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             (a, v, n), (b, w, m) = blocks[-2:]
             blocks[-2:] = [((a * v + b * w) / (v + w), v + w, n + m)]
