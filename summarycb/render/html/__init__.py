@@ -23,7 +23,9 @@ from summarycb import __version__, units
 from summarycb.columns import COLUMNS, Column, main_metric
 from summarycb.embed import embed
 from summarycb.garbage import collection_paused
+from summarycb.graph import Graph, contract
 from summarycb.headline import CONVENTION, headline, notes
+from summarycb.render.graph import STYLE, drawings
 from summarycb.render.html.icicle import icicle
 from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
@@ -53,7 +55,8 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
     figures = metrics(summary, metric)
     roots = roots_of(summary, selection.fold)
     lines = rows(summary, roots, shown, figures)
-    style = _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
+    flows = drawings(summary)
+    style = (STYLE if flows else "") + _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
     style += "".join([f"body:has(#m{i}:checked) .m:not(.m{i}){{display:none}}" for i in range(len(figures))])
     script = _asset("page.js")
     page = _environment().get_template("page.html.j2")
@@ -79,8 +82,8 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
         has_parameters=any(copy.parameters for row in lines for copy in row.item.copies),
         columns=shown,
         opened=_opened(lines, selection.depth),
-        drawings=[],
-        edges=[],
+        drawings=flows,
+        edges=[] if flows or summary.dataflow is None else [*_edges(contract(summary, fold=selection.fold))],
         timeline=timeline(summary.memory, summary.root.type_name),
     )
 
@@ -110,6 +113,13 @@ def _columns(summary: ModelSummary, columns: Sequence[str] | None) -> list[Colum
     """Those that a row has beside its name, its type, and its share of the metric."""
     keys = default_columns(summary) if columns is None else columns
     return [COLUMNS[key] for key in keys if key not in ("type", "percent", "bar")]
+
+
+def _edges(graph: Graph) -> Iterator[str]:
+    """What the drawings show, in words."""
+    names = [node.label + (f" ×{node.times}" if node.times > 1 else "") for node in graph.nodes]
+    for edge in graph.edges:
+        yield f"{names[edge.source]} → {names[edge.target]}: {edge.tensor}"
 
 
 def _notes(summary: ModelSummary) -> list[str]:
