@@ -157,9 +157,7 @@ def _apart(
     return {vertex: at + offset for vertex, at, offset in zip(row, flat, offsets, strict=True)}
 
 
-def dot(
-    sizes: Mapping[int, Size], edges: Sequence[tuple[int, int]], order: Sequence[tuple[int, int]]
-) -> Layout:
+def dot(sizes: Mapping[int, Size], edges: Sequence[tuple[int, int]], order: Sequence[tuple[int, int]]) -> Layout:
     """By graphviz's ``dot``, where it is installed."""
     program = shutil.which("dot")
     if program is None:
