@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 from summarycb.dataflow import Dataflow, FlowKind
 from summarycb.errors import SummaryError
@@ -232,27 +232,24 @@ class _Contraction:
             module = alike[self._modules[self._flow.calls[number].module].path]
             kind_of_call[number] = numbers.setdefault((module, *kinds[number]), len(numbers))
         kinds[None] = list(map(kind, self._items[None]))
-        done: set[int] = set()
-        for number in (None, *sorted(n for n in self._items if n is not None)):
-            if number in done:
-                done |= {which for is_call, which in self._items[number] if is_call}
+        done: set[int | None] = set()
+        for caller in sorted(self._items, key=lambda number: -1 if number is None else number):
+            if caller in done:
+                done |= {which for is_call, which in self._items[caller] if is_call}
             else:
-                done |= self._fold_items(self._items[number], kinds[number])
+                done |= self._fold_items(self._items[caller], kinds[caller])
         self._fold_givers(alike)
 
     def _fold_givers(self, alike: Mapping[str, Hashable]) -> None:
         """The same parameter of each copy, and what each copy was given from before the step."""
-        targets: dict[int, list[int]] = defaultdict(list)
-        for source, target in self._edges:
-            targets[source].append(target)
         seen: dict[Hashable, int] = {}
-        for unit, reached in targets.items():
+        for unit, reached in self._targets.items():
             node = self._flow.nodes[self._units[unit]]
             if self._gives(unit):
                 first = frozenset(map(self._first, reached))
                 key = (node.kind, node.name, node.module and alike[self._path(unit)], first)
                 other = seen.setdefault(key, unit)
-                if not set(targets[other]) & set(reached):
+                if not self._targets[other] & reached:
                     self._same[unit] = other
 
     def _fold_items(self, items: Sequence[tuple[bool, int]], kinds: Sequence[int]) -> set[int]:
@@ -407,7 +404,7 @@ def _range(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     numbers = [int(name) if name.isdecimal() and len(name) < 10 else None for name in names]
-    counts_on = None not in numbers and all(b - a == 1 for a, b in zip(numbers, numbers[1:]))  # type: ignore[operator]
+    counts_on = all(a is not None and b == a + 1 for a, b in pairwise(numbers))
     return f"{names[0]}-{names[-1]}" if counts_on else f"{names[0]}, {names[1]}" + (", …" if len(names) > 2 else "")
 
 

@@ -265,7 +265,8 @@ def test_a_gpt_and_its_loss() -> None:
     ]  # fmt: skip
     assert lines(summary) == [
         "input", "tokens <- input", "add.1 <- tokens",
-        *[line.format("0", "add.1", 1, 2, 3) for line in block], *[line.format("1", "add.3", 2, 4, 5) for line in block],
+        *[line.format("0", "add.1", 1, 2, 3) for line in block],
+        *[line.format("1", "add.3", 2, 4, 5) for line in block],
         "head <- add.5", "output <- head", "log_softmax <- output", "tensor", "nll_loss <- log_softmax, tensor",
         "loss <- nll_loss",
     ]  # fmt: skip

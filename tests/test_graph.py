@@ -312,9 +312,7 @@ def test_without_the_extra_there_are_no_drawings_and_the_error_says_what_to_inst
 
 def test_a_stored_dataflow_that_goes_in_a_circle_is_drawn() -> None:
     """A file may hold anything that its schema allows; no step makes one."""
-    nodes = tuple(
-        [FlowNode("op", "a", 0, inputs=(FlowEdge(1, None),)), FlowNode("op", "b", 0, inputs=(FlowEdge(0, None),))]
-    )
+    nodes = (FlowNode("op", "a", 0, inputs=(FlowEdge(1, None),)), FlowNode("op", "b", 0, inputs=(FlowEdge(0, None),)))
     summary = replace(SUMMARY, dataflow=Dataflow((FlowCall(0, None),), (), nodes))
     loaded = ModelSummary.from_json(summary.to_json())
     assert [(edge.source, edge.target) for edge in contract(loaded).edges] == [(1, 0), (0, 1)]

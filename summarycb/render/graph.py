@@ -26,8 +26,8 @@ _MOST_CHARACTERS = 30
 
 STYLE = """\
 .dataflow{--graph-ink:#1f2328;--graph-dim:#656d76;--graph-line:#8c959f;--graph-card:#fff;--graph-edge:#b6bfc9;\
---graph-accent:#2f6fb0;--graph-band:#2f6fb012;--graph-page:#fff;font-family:system-ui,-apple-system,"Segoe UI",sans-serif;\
-font-size:12px;color:var(--graph-ink)}
+--graph-accent:#2f6fb0;--graph-band:#2f6fb012;--graph-page:#fff;\
+font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px;color:var(--graph-ink)}
 @media(prefers-color-scheme:dark){.dataflow{--graph-ink:#e6edf3;--graph-dim:#9198a1;--graph-line:#768390;\
 --graph-card:#1c2128;--graph-edge:#545d68;--graph-accent:#6cb0f5;--graph-band:#6cb0f514;--graph-page:#0d1117}}
 .dataflow text{fill:var(--graph-ink);text-anchor:middle}
@@ -262,13 +262,19 @@ def to_mermaid(graph: Graph) -> str:
         elif node is None:
             lines.append(f"{indent}end")
         else:
-            opens, closes = {"module": "[]", "op": "()", "parameter": "[]"}.get(node.kind, "()")
-            around = ("[", "]") if node.kind in ("input", "output") else ("", "")
-            text = _entities(_lines(graph, node, "<br>"))
-            shape = f"{opens}{around[0]}{text}{around[1]}{closes}"
-            lines.append(f"{indent}n{node.id}{shape}")
+            opens, closes = _AROUND_IN_MERMAID[node.kind]
+            lines.append(f"{indent}n{node.id}{opens}{_entities(_lines(graph, node, '<br>'))}{closes}")
     lines += [f"  n{edge.source} -->|{_entities(edge.tensor)}| n{edge.target}" for edge in graph.edges]
     return "\n".join(lines) + "\n"
+
+
+_AROUND_IN_MERMAID = {
+    "module": ("[", "]"),
+    "parameter": ("[", "]"),
+    "op": ("(", ")"),
+    "input": ("([", "])"),
+    "output": ("([", "])"),
+}
 
 
 def _entities(text: str) -> str:
