@@ -124,6 +124,19 @@ def test_the_tree_expands_and_collapses(browser: Browser, page: str) -> None:
     assert browser.shown() == [*start[:4], *inner, "12", *inner, "head", "(outside)"]
 
 
+def test_the_cells_are_below_their_titles(browser: Browser, page: str) -> None:
+    """In every row, however deep it is nested."""
+    browser.open(page)
+    browser.find("#open").click()
+    edges = browser.run(
+        "const edge = one => one.getBoundingClientRect()[one.matches('.r, .share') ? 'right' : 'left'];"
+        "return [...document.querySelectorAll('.row')].map(row => [...row.children].slice(1)"
+        ".filter(one => one.checkVisibility()).map(one => Math.round(edge(one))).join())"
+    )
+    assert len(edges) == 16
+    assert len(set(edges)) == 1
+
+
 def test_the_keyboard_walks_the_tree(browser: Browser, page: str) -> None:
     browser.open(page)
     at = browser.find("#r0 > .row")
