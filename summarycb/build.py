@@ -51,6 +51,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
         notes=tuple(notes(records, held)),
         incomplete=tuple(records.incomplete),
         failure=_failure(records),
+        dataflow=None if records.flow is None else records.flow.dataflow(),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from summarycb import __version__
 from summarycb.errors import SummaryError
 
-_REFERENCE = "a .json file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
+_REFERENCE = "a .json or .html file, or a tracker's: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from summarycb.specs import BufferSpec, Nested, ParameterSpec, Spec, TensorSpec
+from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
 from summarycb.tree import CallGroup, ModuleSummary
 
 
@@ -269,11 +269,16 @@ def _rows(spec: Spec) -> int:
     return spec.shape[0] if spec.shape else 0
 
 
+_MAPPINGS = {"arguments", "dict", "OrderedDict"}
+
+
 def _by_row(spec: Spec, rows: int) -> Hashable:
     """The spec with ``rows`` as a tensor's first dimension left out."""
     if isinstance(spec, TensorSpec):
         first = spec.shape[1:] if spec.shape[:1] == (rows,) else None
         return spec if first is None else (first, spec.dtype, spec.device)
+    if isinstance(spec, Nested | Opaque) and spec.type_name not in _MAPPINGS:
+        return spec.type_name  # a cache that is handed on holds more in each block, and the first is given an empty one
     if isinstance(spec, Nested):
         return spec.type_name, tuple([(name, _by_row(value, rows)) for name, value in spec.items_])
     return tuple([_by_row(part, rows) for part in spec]) if isinstance(spec, tuple) else spec

@@ -46,6 +46,8 @@ def _step_notes(records: Records) -> Iterator[Note]:
     if memory is not None and memory.backwards > 1:
         ran = f"backward ran {memory.backwards:,} times within the step"
         yield Note("backwards", f"{ran}; saved activations are those before the one that found the most")
+    if calls is not None and records.flow is not None and records.flow.ended_early(calls):
+        yield Note("dataflow", "the dataflow is of what ran before the first backward")
 
 
 def _before(records: Records, rows: Sequence[int]) -> str:

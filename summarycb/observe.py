@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from summarycb.build import build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, engines, graph_task, in_backward
+from summarycb.collect.dataflow import Flow, TooManyNodes
 from summarycb.collect.eager import in_compiled_call, run_eagerly
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
@@ -34,6 +35,7 @@ from summarycb.collect.mode import KeepsModes, Mode
 from summarycb.collect.modules import class_name, every, training, walk
 from summarycb.collect.ranks import Ranks, world
 from summarycb.collect.storages import tensor_bytes
+from summarycb.dataflow import MOST_NODES
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
@@ -92,6 +94,7 @@ class Observation:
         self._context = context
         self._failures: dict[str, str] = {}
         self._records: Records | None = None
+        self._flow: Flow | None = None
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = NO_TASK
         self._unfinished: set[int] = set()
@@ -235,7 +238,7 @@ class Observation:
     def _forget(self) -> None:
         """Nothing of the model, the optimizers or the step is kept alive by an observation that is over."""
         self._dropped.detach()
-        self._exit = self._records = self._model = self._on_step = None
+        self._exit = self._records = self._model = self._on_step = self._flow = None
         self._optimizers = []
 
     def _begin(self, model: nn.Module) -> None:
@@ -258,6 +261,10 @@ class Observation:
             records.memory = Memory(structure, self._optimizers)
         except Exception as error:
             self._failed("memory", error)
+        try:
+            records.flow = self._flow = Flow(structure, records.calls)
+        except Exception as error:
+            self._drop_flow(error)
         self._exit.callback(hook(weakref.ref(self), structure))
         if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
@@ -295,7 +302,9 @@ class Observation:
             return
         if over and self._on_step is not None:
             self._on_step()
-        elif outermost:
+            return
+        self._tell_flow(lambda flow: flow.enter(args, kwargs))
+        if outermost:
             if training(module) is False:
                 self._evaluated.add(records.structure.slot_of[id(module)])
                 self._evaluations += 1
@@ -338,6 +347,7 @@ class Observation:
         records = self._records
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
+        self._tell_flow(lambda flow: flow.exit(output))
         try:
             records.calls.exit(module, output)
             if records.calls.error is not None:
@@ -357,6 +367,8 @@ class Observation:
             self._task_changes(task, records)
         if records.calls.error is not None and sys.exc_info()[1] is None:  # nobody is handling it any more
             records.calls.error = None
+        if self._flow is not None:
+            self._tell_flow(lambda flow: flow.op(func, args, kwargs, out))
         kind = self._kinds.get(id(func))
         if kind is None:
             try:
@@ -463,6 +475,8 @@ class Observation:
             except Exception as error:
                 self._failed("the end of the backward", error)
         if begins:
+            self._tell_flow(Flow.backward_begins)
+            self._flow = None
             self._tell_memory(Memory.backward_begins)
 
     def _backward_ends(self, task: int) -> None:
@@ -530,6 +544,21 @@ class Observation:
             except Exception as error:
                 self._drop_memory(error)
 
+    def _tell_flow(self, what: Callable[[Flow], None]) -> None:
+        if self._flow is not None:
+            try:
+                what(self._flow)
+            except Exception as error:
+                self._drop_flow(error)
+
+    def _drop_flow(self, error: Exception) -> None:
+        assert self._records is not None
+        self._records.flow = self._flow = None
+        if isinstance(error, TooManyNodes):
+            self.note("dataflow", f"more than {MOST_NODES:,} operations and module calls: their dataflow is not kept")
+        else:
+            self._failed("the dataflow", error)
+
     def _drop_memory(self, error: Exception) -> None:
         assert self._records is not None
         self._records.memory = None
@@ -538,6 +567,7 @@ class Observation:
     def _drop_all(self, what: str, error: Exception) -> None:
         if self._records is not None:
             self._records.calls = self._records.flops = self._records.memory = None
+            self._records.flow = self._flow = None
         self._failed(what, error)
 
     def _failed(self, what: str, error: Exception) -> None:

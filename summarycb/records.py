@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from summarycb.collect.calls import Calls
+from summarycb.collect.dataflow import Flow
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory
@@ -23,6 +24,7 @@ class Records:
     calls: Calls | None = None
     flops: Flops | None = None
     memory: Memory | None = None
+    flow: Flow | None = None
     tensor_bytes: TensorBytes | None = None
     optimizers: set[str] = field(default_factory=set)
     backward: bool = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from summarycb.dataflow import Dataflow
 from summarycb.errors import SummaryError
 from summarycb.specs import BufferSpec, ParameterSpec, Spec
 from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
@@ -257,8 +258,8 @@ class ModelSummary:
     optimizer's step computed. ``observed`` is ``"structure"``, ``"forward"`` or ``"step"`` (a backward ran too).
     ``unplaced_backward_macs`` is all of the backward together, where it could not be told whose it is: then no row
     has any. ``incomplete`` holds the reasons for which parts are missing, empty when none is. ``failure`` is what the
-    step raised. ``ranks`` holds, where several processes trained together, what each of them observed; all else is of
-    the process that made the summary.
+    step raised. ``dataflow`` is what flowed where in the forward. ``ranks`` holds, where several processes trained
+    together, what each of them observed; all else is of the process that made the summary.
     """
 
     root: ModuleSummary
@@ -272,6 +273,7 @@ class ModelSummary:
     incomplete: tuple[str, ...] = ()
     failure: Failure | None = None
     ranks: tuple[Rank, ...] = ()
+    dataflow: Dataflow | None = None
 
     @cached_property
     def modules(self) -> Mapping[str, ModuleSummary]:
@@ -415,11 +417,67 @@ class ModelSummary:
 
         return to_markdown(select(self, Selection(depth, columns, sort, top, filter, metric, fold)))
 
+    def to_html(
+        self,
+        *,
+        depth: int | None = 3,
+        columns: Sequence[str] | None = None,
+        metric: str = "forward_macs",
+        fold: bool = True,
+    ) -> str:
+        """The summary as a page in one file, which :func:`summarycb.load` reads too.
+
+        All modules are in its tree, of which ``depth`` levels are open at first; ``metric`` is what its bars show at
+        first. The arguments mean what they mean in :class:`~summarycb.view.Selection`.
+        """
+        from summarycb.render.html import to_html
+        from summarycb.view import Selection
+
+        return to_html(self, Selection(depth, columns, metric=metric, fold=fold))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the headline and the tree, without a script."""
+        from summarycb.render.html import to_fragment
+
+        return to_fragment(self)
+
     def to_dataframe(self) -> DataFrame:
         """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas."""
         from summarycb.render.frame import to_dataframe
 
         return to_dataframe(self)
+
+    def to_svg(
+        self,
+        *,
+        depth: int | None = 2,
+        parameters: bool = False,
+        fold: bool = True,
+        layout: Literal["fast-sugiyama", "dot"] = "fast-sugiyama",
+    ) -> str:
+        """The dataflow drawn as SVG. Needs the ``report`` extra, or with ``layout="dot"`` graphviz's program.
+
+        ``depth`` is how many calls within one another are told apart, and None all. What repeats is drawn once, unless
+        ``fold`` is off. ``parameters`` draws them too.
+        """
+        from summarycb.graph import contract
+        from summarycb.render.graph import to_svg
+
+        return to_svg(contract(self, depth=depth, fold=fold, parameters=parameters), layout=layout)
+
+    def to_dot(self, *, depth: int | None = 2, parameters: bool = False, fold: bool = True) -> str:
+        """The dataflow in graphviz's language; the arguments are those of :meth:`to_svg`."""
+        from summarycb.graph import contract
+        from summarycb.render.graph import to_dot
+
+        return to_dot(contract(self, depth=depth, fold=fold, parameters=parameters))
+
+    def to_mermaid(self, *, depth: int | None = 2, parameters: bool = False, fold: bool = True) -> str:
+        """The dataflow as Mermaid, which GitHub draws in Markdown; the arguments are those of :meth:`to_svg`."""
+        from summarycb.graph import contract
+        from summarycb.render.graph import to_mermaid
+
+        return to_mermaid(contract(self, depth=depth, fold=fold, parameters=parameters))
 
     def to_json(self) -> str:
         """The tree itself as JSON, with its ``schema_version``; :meth:`from_json` gives an equal summary back."""
