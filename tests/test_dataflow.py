@@ -325,6 +325,17 @@ def test_a_forward_that_raises_leaves_what_led_to_it() -> None:
     assert lines(observation.summary)[:2] == ["input", "0 <- input"]
 
 
+def twice(self: Any, x: Any) -> Any:
+    return self.norm(self.norm(x))
+
+
+def test_a_layer_s_own_statistics_flow_to_nobody() -> None:
+    """The second call reads the running mean that the first has written; that is for later steps, and no edge."""
+    graph = contract(observed(module(twice, norm=nn.BatchNorm1d(4)), X), depth=None, parameters=True)
+    first, second = (node.id for node in graph.nodes if node.kind == "module")
+    assert [edge.tensor for edge in graph.edges if (edge.source, edge.target) == (first, second)] == ["[2, 4] float32"]
+
+
 def test_nothing_is_kept_alive() -> None:
     """What the forward lets go is gone at once, as without us: the storage, and the tensor that a module gave."""
     gone: list[bool] = []
