@@ -325,6 +325,17 @@ def test_a_forward_that_raises_leaves_what_led_to_it() -> None:
     assert lines(observation.summary)[:2] == ["input", "0 <- input"]
 
 
+def twice(self: Any, x: Any) -> Any:
+    return self.norm(x) + self.norm(x * 2)
+
+
+def test_a_layer_s_own_statistics_flow_to_nobody() -> None:
+    """The second call counts on from what the first has written; that is for later steps, and no edge."""
+    assert lines(observed(module(twice, norm=nn.BatchNorm1d(4)), X)) == [
+        "input", "norm #1 <- input", "mul <- input", "norm #2 <- mul", "add <- norm #1, norm #2", "output <- add", *LOSS
+    ]  # fmt: skip
+
+
 def test_nothing_is_kept_alive() -> None:
     """What the forward lets go is gone at once, as without us: the storage, and the tensor that a module gave."""
     gone: list[bool] = []

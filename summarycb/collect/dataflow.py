@@ -193,7 +193,7 @@ class Flow:
     def _copied(self, name: str, call: int, given: torch.Tensor, into: torch.Tensor | None = None) -> list[int]:
         """Data passes through a copy; one into a part of something joins the two."""
         sources = self._sources(given)
-        if into is None or into.numel() * into.element_size() == sum(s.nbytes() for s in _storages(into)):
+        if into is None or into.numel() * into.element_size() == sum(s.nbytes() for s in storages(into)):
             return sources
         before = self._sources(into)
         if not before or not sources or before == sources:
