@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from summarycb.errors import SummaryError
 from summarycb.specs import BufferSpec, ParameterSpec, Spec
 from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
 
@@ -390,11 +389,26 @@ class ModelSummary:
 
         return to_markdown(select(self, depth=depth, columns=columns))
 
-    def to_dataframe(self) -> DataFrame:
-        """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas."""
+    def to_csv(self, *, outside: bool = False) -> str:
+        """One line a module, as in :meth:`to_dataframe`; empty where unknown."""
+        from summarycb.render.exports import to_csv
+
+        return to_csv(self, outside=outside)
+
+    def to_dataframe(self, *, outside: bool = False) -> DataFrame:
+        """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas.
+
+        ``outside=True`` adds the row ``(outside)``, so that the ``own_`` columns sum to the step's figures.
+        """
         from summarycb.render.frame import to_dataframe
 
-        return to_dataframe(self)
+        return to_dataframe(self, outside=outside)
+
+    def to_speedscope(self) -> str:
+        """Flame graphs of the module tree as JSON for https://www.speedscope.app: params, MACs, saved activations."""
+        from summarycb.render.exports import to_speedscope
+
+        return to_speedscope(self)
 
     def to_json(self) -> str:
         """The tree itself as JSON, with its ``schema_version``; :meth:`from_json` gives an equal summary back."""
@@ -410,11 +424,11 @@ class ModelSummary:
         return loads(text)
 
     def save(self, path: str | Path) -> Path:
-        """Write the JSON to ``path`` (``*.json``) and return it."""
-        from pathlib import Path
+        """Write to ``path`` what its suffix says, and return it.
 
-        target = Path(path)
-        if target.suffix != ".json":
-            raise SummaryError(f"cannot save to {target.name!r}: the file name must end in .json")
-        target.write_text(self.to_json(), encoding="utf-8")
-        return target
+        ``.json`` is the summary itself, which :func:`summarycb.load` reads; ``.txt``, ``.md``, ``.csv`` and
+        ``.speedscope.json`` are renderings.
+        """
+        from summarycb.render.exports import save
+
+        return save(self, path)
