@@ -18,6 +18,7 @@ from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 Observed: TypeAlias = Literal["structure", "forward", "step"]
@@ -409,6 +410,22 @@ class ModelSummary:
         from summarycb.render.exports import to_speedscope
 
         return to_speedscope(self)
+
+    def plot_costs(self, *, metric: str = "forward_macs", depth: int | None = None) -> Figure:
+        """A figure with a bar for each block, in the colours of the types of module that are in it. Needs matplotlib.
+
+        ``metric`` is a figure of :class:`Amounts`. A block is ``depth`` levels below the root, where a module that is
+        never called, as a ``ModuleList``, is no level; None is the first level that has some.
+        """
+        from summarycb.render.plot import plot_costs
+
+        return plot_costs(self, metric=metric, depth=depth)
+
+    def plot_memory(self) -> Figure:
+        """A figure of the bytes that were alive through the step, by kind, with the peak. Needs matplotlib."""
+        from summarycb.render.plot import plot_memory
+
+        return plot_memory(self)
 
     def to_json(self) -> str:
         """The tree itself as JSON, with its ``schema_version``; :meth:`from_json` gives an equal summary back."""
