@@ -6,13 +6,19 @@ Exit status: 0 done, 2 an error, of whatever kind, that is said on standard erro
 from __future__ import annotations
 
 import argparse
+import inspect
+import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from summarycb import __version__
 from summarycb.errors import SummaryError
+
+if TYPE_CHECKING:
+    from summarycb.tree import ModelSummary
 
 _REFERENCE = "a .json file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
 
@@ -21,11 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        text = options.run(options)
-        if options.output is None:
-            print(_encodable(text, options.format), flush=True)
-        else:
-            Path(options.output).write_text(text + "\n", encoding="utf-8", errors="replace")
+        options.run(options)
     except (SummaryError, OSError, ModuleNotFoundError) as error:
         print(f"summarycb: {error}", file=sys.stderr)
         return 2
@@ -36,47 +38,118 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from summarycb.render.exports import FORMATS
+
     parser = argparse.ArgumentParser(prog="summarycb", description="Show and compare stored model summaries.")
     parser.add_argument("--version", action="version", version=f"summarycb {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="show one summary")
     show.add_argument("reference", metavar="REF", help=_REFERENCE)
-    show.add_argument("--depth", type=int, default=3, metavar="N", help="levels below the root; -1 is all (default: 3)")
-    show.add_argument("--columns", metavar="A,B", help="the columns, in order")
+    show.add_argument("--format", choices=FORMATS, help="default: what the suffix of FILE says, else text")
+    show.add_argument("--open", action="store_true", help="open the HTML page in the web browser")
     show.set_defaults(run=_show)
+    chosen = show.add_argument_group("what is shown, where the format has a choice")
+    for name, (keyword, settings) in _CHOICES.items():
+        chosen.add_argument(name, dest=keyword, default=argparse.SUPPRESS, **settings)
 
     compare = commands.add_parser("compare", help="say what changed from one summary to another")
     compare.add_argument("a", metavar="REF", help=_REFERENCE)
     compare.add_argument("b", metavar="REF")
+    compare.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     compare.set_defaults(run=_compare)
 
     for command in (show, compare):
-        command.add_argument("--format", choices=("text", "markdown", "json"), default="text")
         command.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of standard output")
     return parser
 
 
-def _show(options: argparse.Namespace) -> str:
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _depth(text: str) -> int | None:
+    return None if text == "-1" else int(text)
+
+
+_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "--depth": ("depth", {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3)"}),
+    "--columns": ("columns", {"type": _names, "metavar": "A,B", "help": "the columns, in order"}),
+    "--ascii": ("ascii_only", {"action": "store_true", "help": "draw with ASCII alone"}),
+    "--width": ("width", {"type": int, "metavar": "N", "help": "no longer lines (default: the terminal's)"}),
+    "--outside": ("outside", {"action": "store_true", "help": "a row for what the step did outside any module"}),
+}
+"""Each option -> the argument that it is of the summary's methods ``to_<format>``, and how argparse reads it."""
+
+
+def _show(options: argparse.Namespace) -> None:
+    from summarycb.render.exports import form_of
     from summarycb.serialize import load
 
-    summary = load(options.reference)
-    depth = None if options.depth == -1 else options.depth
-    columns = options.columns.split(",") if options.columns else None
-    if options.format == "json":
-        return summary.to_json()
-    if options.format == "markdown":
-        return summary.to_markdown(depth=depth, columns=columns)
-    return summary.to_text(depth=depth, columns=columns, width=_width())
+    form = options.format or ("html" if options.open else options.output and form_of(Path(options.output))) or "text"
+    choices = {keyword: getattr(options, keyword) for keyword, _ in _CHOICES.values() if hasattr(options, keyword)}
+    if form == "text" and options.output is None:
+        choices.setdefault("width", _width())
+    text = _rendered(load(options.reference), form, choices)
+    if options.open:
+        _open(text, form, options.output)
+    else:
+        _put(text, form, options.output)
 
 
-def _compare(options: argparse.Namespace) -> str:
+def _rendered(summary: ModelSummary, form: str, choices: dict[str, Any]) -> str:
+    from summarycb.render.exports import method
+
+    made = method(form)
+    taken = inspect.signature(made).parameters
+    for name, (keyword, _) in _CHOICES.items():
+        if keyword in choices and keyword not in taken:
+            fitting = [name for name, (keyword, _) in _CHOICES.items() if keyword in taken]
+            raise SummaryError(f"{name} is not for the format {form}, which takes {', '.join(fitting) or 'no choice'}")
+    return made(summary, **choices)
+
+
+def _open(text: str, form: str, output: str | None) -> None:
+    import tempfile
+    import webbrowser
+
+    from summarycb.render.exports import FORMATS, write
+
+    if form not in ("html", "svg"):
+        raise SummaryError(f"--open is for the formats html and svg, not {form}")
+    if output is None:
+        with tempfile.NamedTemporaryFile(prefix="summarycb-", suffix=FORMATS[form], delete=False) as file:
+            output = file.name
+    page = write(text, Path(output)).resolve()
+    if not webbrowser.open(page.as_uri()):
+        raise SummaryError(f"no web browser was found to open {page}")
+
+
+def _compare(options: argparse.Namespace) -> None:
     from summarycb.compare import compare
 
     comparison = compare(options.a, options.b)
     if options.format == "json":
-        return comparison.to_json()
-    return comparison.to_markdown() if options.format == "markdown" else comparison.to_text(width=_width())
+        text = comparison.to_json()
+    elif options.format == "markdown":
+        text = comparison.to_markdown()
+    else:
+        text = comparison.to_text() if options.output else comparison.to_text(width=_width())
+    _put(text, options.format, options.output)
+
+
+def _put(text: str, form: str, output: str | None) -> None:
+    from summarycb.render.exports import write
+
+    if output is None:
+        if form in _UTF8 and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        print(_encodable(text, form), end="" if text.endswith("\n") else "\n", flush=True)
+    else:
+        write(text, Path(output))
+
+
+_UTF8 = ("html", "svg")  # they say so of themselves
 
 
 def _width() -> int:
@@ -92,4 +165,4 @@ def _encodable(text: str, kind: str) -> str:
     from summarycb.render.terminal import encodable
 
     written = encodable(text, sys.stdout.encoding)
-    return json.dumps(json.loads(text)) if kind == "json" and written != text else written
+    return json.dumps(json.loads(text)) if kind in ("json", "speedscope") and written != text else written

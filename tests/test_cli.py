@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import summarycb
+from summarycb import ModelSummary
 from summarycb.cli import main
+from summarycb.render.exports import FORMATS
 from tests.literal import ROOT, SUMMARY
 from tests.test_compare import OTHER
 from tests.test_compare import TEXT as COMPARED
@@ -39,18 +41,50 @@ def test_compare(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == COMPARED + "\n"
 
 
-@pytest.mark.parametrize("kind", ["text", "markdown", "json"])
-def test_output_goes_to_a_file(stored: tuple[str, str], tmp_path: Path, kind: str) -> None:
-    target = tmp_path / "out"
-    assert (
-        main(["show", stored[0], "--depth", "-1", "--columns", "type,params", "--format", kind, "-o", str(target)]) == 0
-    )
-    expected = {
-        "text": SUMMARY.to_text(depth=None, columns=["type", "params"]),
-        "markdown": SUMMARY.to_markdown(depth=None, columns=["type", "params"]),
-        "json": SUMMARY.to_json(),
-    }
-    assert target.read_text() == expected[kind] + "\n"
+CHOICES = {
+    "text": (["--depth", "-1", "--columns", "type,params", "--width", "60", "--ascii"], "tree.txt"),
+    "markdown": (["--depth", "1", "--columns", "type,params"], "tree.md"),
+    "json": ([], "tree.json"),
+    "csv": (["--outside"], "tree.csv"),
+    "speedscope": ([], "tree.speedscope.json"),
+}
+WRITTEN = {
+    "text": lambda: SUMMARY.to_text(depth=None, columns=["type", "params"], width=60, ascii_only=True),
+    "markdown": lambda: SUMMARY.to_markdown(depth=1, columns=["type", "params"]),
+    "json": SUMMARY.to_json,
+    "csv": lambda: SUMMARY.to_csv(outside=True),
+    "speedscope": SUMMARY.to_speedscope,
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_to_a_file_and_to_standard_output(
+    stored: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """What the suffix says, unless ``--format`` says otherwise, with one line break at the end."""
+    choices, name = CHOICES[form]
+    expected = WRITTEN[form]().rstrip("\n") + "\n"
+    assert main(["show", stored[0], *choices, "-o", str(tmp_path / name)]) == 0
+    assert main(["show", stored[0], *choices, "--format", form, "-o", str(tmp_path / "out")]) == 0
+    assert main(["show", stored[0], *choices, "--format", form, "-o", str(tmp_path / "out.md")]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["show", stored[0], *choices, "--format", form]) == 0
+    assert capsys.readouterr() == (expected, "")
+    assert [(tmp_path / file).read_bytes().decode() for file in (name, "out", "out.md")] == [expected] * 3
+
+
+def test_a_file_of_another_suffix_is_text(stored: tuple[str, str], tmp_path: Path) -> None:
+    assert main(["show", stored[0], "-o", str(tmp_path / "out.log")]) == 0
+    assert (tmp_path / "out.log").read_text() == SHOWN + "\n"
+
+
+def test_a_choice_that_a_format_does_not_have(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", stored[0], "--format", "json", "--depth", "1"]) == 2
+    assert main(["show", stored[0], "--format", "csv", "--width", "60"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "summarycb: --depth is not for the format json, which takes no choice",
+        "summarycb: --width is not for the format csv, which takes --outside",
+    ]
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +113,7 @@ def test_an_error_that_nobody_foresaw_is_status_2_too(
 ) -> None:
     """Never 1, which says that a comparison is over a gate."""
 
-    def planted(*_: object, **__: object) -> str:
+    def planted(summary: ModelSummary, *, width: int) -> str:
         raise OverflowError("on purpose")
 
     monkeypatch.setattr("summarycb.ModelSummary.to_text", planted)

@@ -21,9 +21,9 @@ from summarycb.tree import OUTSIDE, Amounts, ModelSummary, ModuleSummary, flops,
 Cell: TypeAlias = str | int | bool | None
 
 FORMATS = {
+    "json": ".json",
     "text": ".txt",
     "markdown": ".md",
-    "json": ".json",
     "csv": ".csv",
     "speedscope": ".speedscope.json",
 }
@@ -157,8 +157,8 @@ def _profile(rows: list[ModuleSummary], numbers: dict[int, int], figure: str) ->
         unknown += own is None
         at += own or 0
         todo += [opened, *reversed(step.children)]
-    if not at:
+    if not at and figure != "params":  # a file without any profile would be refused
         return None
     title, unit = _PROFILES[figure]
-    name = f"{title}, without {unknown} modules of which it is unknown" if unknown else title
+    name = f"{title}, unknown in {unknown} module{'' if unknown == 1 else 's'}" if unknown else title
     return {"type": "evented", "name": name, "unit": unit, "startValue": 0, "endValue": at, "events": events}

@@ -135,9 +135,9 @@ def _shown(summary: ModelSummary, metric: str, depth: int | None) -> list[_Bar]:
     if len(bars) > _MOST_BARS:
         bars = [_joined(list(run)) for _, run in groupby(bars, lambda bar: (bar.parts(metric), bar.total(metric)))]
     if len(bars) > _MOST_BARS:
-        largest = sorted(bars, key=lambda bar: bar.parts(metric).total(), reverse=True)[: _MOST_BARS - 1]
-        rest = [bar for bar in bars if bar not in largest]
-        bars = [bar for bar in bars if bar in largest]
+        order = sorted(range(len(bars)), key=lambda i: bars[i].parts(metric).total(), reverse=True)
+        rest = [bars[i] for i in sorted(order[_MOST_BARS - 1 :])]
+        bars = [bars[i] for i in sorted(order[: _MOST_BARS - 1])]
         bars.append(_Bar(f"{len(rest)} others", [module for bar in rest for module in bar.modules]))
     return bars
 
@@ -181,7 +181,7 @@ def plot_memory(summary: ModelSummary) -> Figure:
     most = timeline[peak].total
     scale, prefix = _scale(most, counts=False)
 
-    blocks = [run for run in _runs(_block_names(summary, timeline)) if _room(run, timeline) > _FONT]
+    blocks = [run for run in _runs(_block_names(summary, timeline)) if run[0] and _room(run, timeline) > 1.4 * _FONT]
     with _figure(2.7 + 0.065 * max([len(_short(name)) for name, _, _ in blocks], default=0)) as figure:
         axes = figure.add_subplot()
         edges = range(len(timeline) + 1)
