@@ -22,6 +22,7 @@ from summarycb.collect.calls import (
     Calls,
 )
 from summarycb.collect.failures import Raised
+from summarycb.collect.dataflow import Flow
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
 from summarycb.collect.memory import Stretch, storage_bytes
@@ -44,6 +45,7 @@ class Records:
     calls: Calls | None = None
     flops: Flops | None = None
     memory: MemoryRecords | None = None
+    flow: Flow | None = None
     tensor_bytes: TensorBytes | None = None
     optimizers: set[str] = field(default_factory=set)
     backward: bool = False
@@ -89,6 +91,7 @@ def build(records: Records, context: dict[str, Any]) -> ModelSummary:
         notes=tuple(notes),
         incomplete=tuple(records.incomplete),
         failure=_failure(records),
+        dataflow=None if records.flow is None else records.flow.dataflow(),
     )
 
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from summarycb.build import Records, build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, graph_task, in_backward
+from summarycb.collect.dataflow import Flow, TooManyNodes
 from summarycb.collect.eager import in_compiled_call, run_eagerly
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
@@ -32,6 +33,7 @@ from summarycb.collect.memory import Makes, Memory, makes, tensor_bytes
 from summarycb.collect.mode import KeepsModes, Mode
 from summarycb.collect.modules import class_name, every, walk
 from summarycb.collect.ranks import Ranks, world
+from summarycb.dataflow import MOST_NODES
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
@@ -89,6 +91,7 @@ class Observation:
         self._context = context
         self._failures: dict[str, str] = {}
         self._records: Records | None = None
+        self._flow: Flow | None = None
         self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
         self._task = self._broken_task = NO_TASK
         self._distributed = False
@@ -226,6 +229,8 @@ class Observation:
         if records.memory is not None and records.memory.backwards > 1:
             ran = f"backward ran {records.memory.backwards:,} times within the step"
             self.note("backwards", f"{ran}; saved activations are those before the one that found the most")
+        if records.flow is not None and records.calls is not None and records.flow.ended_early(records.calls):
+            self.note("dataflow", "the dataflow is of what ran before the first backward")
         if records.structure.changed():
             records.incomplete.append("modules were added or taken away during the step; the ones before it are shown")
 
@@ -236,7 +241,7 @@ class Observation:
     def _forget(self) -> None:
         """Nothing of the model, the optimizers or the step is kept alive by an observation that is over."""
         self._dropped.detach()
-        self._exit = self._records = self._model = self._on_step = None
+        self._exit = self._records = self._model = self._on_step = self._flow = None
         self._optimizers = []
 
     def _begin(self, model: nn.Module) -> None:
@@ -259,6 +264,10 @@ class Observation:
             records.memory = Memory(structure, self._optimizers)
         except Exception as error:
             self._failed("memory", error)
+        try:
+            records.flow = self._flow = Flow(structure, records.calls)
+        except Exception as error:
+            self._drop_flow(error)
         self._exit.callback(hook(weakref.ref(self), structure))
         if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
@@ -296,7 +305,9 @@ class Observation:
             return
         if over and self._on_step is not None:
             self._on_step()
-        elif outermost:
+            return
+        self._tell_flow(lambda flow: flow.enter(args, kwargs))
+        if outermost:
             self._tell_memory(lambda memory: memory.enter(args, kwargs))
 
     def _is_over(self, calls: Calls) -> bool:
@@ -333,6 +344,7 @@ class Observation:
         records = self._records
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
+        self._tell_flow(lambda flow: flow.exit(output))
         try:
             records.calls.exit(module, output)
             if records.calls.error is not None:
@@ -354,6 +366,8 @@ class Observation:
             records.calls.error = None
         if task == self._broken_task:  # the error was handled within the backward
             self._broken_task = NO_TASK
+        if self._flow is not None:
+            self._tell_flow(lambda flow: flow.op(func, args, kwargs, out))
         kind = self._kinds.get(id(func))
         if kind is None:
             try:
@@ -446,6 +460,8 @@ class Observation:
             records.calls.error = None  # whatever was raised before has been handled
             records.calls.backward_begins()
         if begins:
+            self._tell_flow(Flow.backward_begins)
+            self._flow = None
             self._tell_memory(Memory.backward_begins)
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
@@ -508,6 +524,21 @@ class Observation:
             except Exception as error:
                 self._drop_memory(error)
 
+    def _tell_flow(self, what: Callable[[Flow], None]) -> None:
+        if self._flow is not None:
+            try:
+                what(self._flow)
+            except Exception as error:
+                self._drop_flow(error)
+
+    def _drop_flow(self, error: Exception) -> None:
+        assert self._records is not None
+        self._records.flow = self._flow = None
+        if isinstance(error, TooManyNodes):
+            self.note("dataflow", f"more than {MOST_NODES:,} operations and module calls: their dataflow is not kept")
+        else:
+            self._failed("the dataflow", error)
+
     def _drop_memory(self, error: Exception) -> None:
         assert self._records is not None
         self._records.memory = None
@@ -516,6 +547,7 @@ class Observation:
     def _drop_all(self, what: str, error: Exception) -> None:
         if self._records is not None:
             self._records.calls = self._records.flops = self._records.memory = None
+            self._records.flow = self._flow = None
         self._failed(what, error)
 
     def _failed(self, what: str, error: Exception) -> None:

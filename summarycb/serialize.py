@@ -1,6 +1,7 @@
 """ModelSummary <-> JSON, and ``load``. Must not import torch.
 
-The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``. Modules
+The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``; those of
+which there are very many, the nodes and edges of the dataflow, are arrays of their fields. Modules
 are one flat list in definition order, each with the index of its parent, so that the nesting of the file does not grow
 with the model's. Reading never executes anything: JSON only, bounded in size, every field checked as it is declared.
 """
@@ -18,7 +19,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from summarycb import specs, step, tree
+from summarycb import dataflow, specs, step, tree
+from summarycb.dataflow import FlowCall, FlowEdge, FlowNode
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
@@ -57,8 +59,12 @@ def loads(text: str, source: str = "the text") -> ModelSummary:
             "A newer file needs a newer summarycb"
         )
     try:
-        document["root"] = _unflatten(document.pop("modules", None))
-        return typing.cast(ModelSummary, _decoder(ModelSummary)(document, "summary"))
+        rows = document.pop("modules", None)
+        document["root"] = _unflatten(rows)
+        summary = typing.cast(ModelSummary, _decoder(ModelSummary)(document, "summary"))
+        if summary.dataflow is not None and (fault := summary.dataflow.fault(len(rows))) is not None:
+            raise SummaryError(f"summary.dataflow.{fault} refers to what is not there")
+        return summary
     except RecursionError:
         raise SummaryError(f"{source}: the modules or shapes are nested too deeply") from None
     except SummaryError as error:
@@ -170,6 +176,7 @@ def _encode_fields(value: Any, skip: str = "") -> dict[str, Any]:
 
 _encode_often = lru_cache(maxsize=1024)(_encode_fields)
 _OFTEN = {BufferSpec, CallGroup, ParameterSpec, TensorSpec, Work}
+_ROWS = {FlowCall, FlowEdge, FlowNode}
 _AS_IT_IS = {type(None), str, int, bool}
 
 
@@ -179,6 +186,8 @@ def _encode(value: Any) -> Any:
         return value
     if kind is tuple:
         return [_encode(item) for item in value]
+    if kind in _ROWS:
+        return [_encode(getattr(value, name)) for name in _names(kind, "")]
     if kind is Nested:
         return {"type": value.type_name, "items": [[name, _encode(item)] for name, item in value.items_]}
     if kind is Opaque:
@@ -284,7 +293,7 @@ def _decode_shape(value: Any, where: str) -> tuple[int, ...]:
 
 def _dataclass_decoder(kind: type) -> _Decoder:
     names = {f.name: f for f in fields(kind) if f.init}
-    hints = typing.get_type_hints(kind, vars(specs) | vars(step) | vars(tree), include_extras=True)
+    hints = typing.get_type_hints(kind, vars(specs) | vars(step) | vars(dataflow) | vars(tree), include_extras=True)
     # the tree above a module or a summary is put together here, not read from nested JSON
     made = {"children", "root"}
     decoders = {
@@ -294,8 +303,11 @@ def _dataclass_decoder(kind: type) -> _Decoder:
     }
 
     def decode(value: Any, where: str) -> Any:
-        if not isinstance(value, dict):
-            raise SummaryError(f"{where} must be an object, not {_kind(value)}")
+        if kind in _ROWS and isinstance(value, list) and len(value) == len(names):
+            value = dict(zip(names, value, strict=True))
+        elif kind in _ROWS or not isinstance(value, dict):
+            form = f"an array of {', '.join(names)}" if kind in _ROWS else "an object"
+            raise SummaryError(f"{where} must be {form}, not {_kind(value)}")
         if value.keys() != names.keys():
             lacking, unknown = sorted(names.keys() - value.keys()), sorted(value.keys() - names.keys())
             raise SummaryError(f"{where} lacks the fields {lacking} and has the unknown fields {unknown}")

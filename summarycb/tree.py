@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from summarycb.dataflow import Dataflow
 from summarycb.specs import BufferSpec, ParameterSpec, Spec
 from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
 
@@ -257,7 +258,7 @@ class ModelSummary:
     optimizer's step computed. ``observed`` is ``"structure"``, ``"forward"`` or ``"step"`` (a backward ran too).
     ``unplaced_backward_macs`` is all of the backward together, where it could not be told whose it is: then no row
     has any. ``incomplete`` holds the reasons for which parts are missing, empty when none is. ``failure`` is what the
-    step raised. ``ranks`` holds, where several processes trained together, what each of them observed; all else is of
+    step raised. ``dataflow`` is what flowed where in the forward. ``ranks`` holds, where several processes trained together, what each of them observed; all else is of
     the process that made the summary.
     """
 
@@ -272,6 +273,7 @@ class ModelSummary:
     incomplete: tuple[str, ...] = ()
     failure: Failure | None = None
     ranks: tuple[Rank, ...] = ()
+    dataflow: Dataflow | None = None
 
     @cached_property
     def modules(self) -> Mapping[str, ModuleSummary]:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from summarycb import ModelSummary, SummaryError, load
+from summarycb.dataflow import Dataflow, FlowCall, FlowEdge, FlowNode
 from summarycb.serialize import MAX_BYTES, SCHEMA_VERSION
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, TensorSpec
 from summarycb.step import KINDS, MAX_INT, Environment, Failure, Holder, Memory, Moment, Note, Rank
@@ -98,6 +99,26 @@ rank = st.builds(
     st.lists(text, max_size=2).map(tuple),
     failure,
 )
+
+
+@st.composite
+def dataflows(draw: st.DrawFn) -> Dataflow:
+    """Any that refers only to what is there; the first module always is."""
+    tensors = draw(st.lists(tensor, max_size=2, unique=True).map(tuple))
+    callers = [draw(st.none() | st.integers(0, n - 1) if n else st.none()) for n in range(draw(st.integers(0, 3)))]
+    count = draw(st.integers(0, 4))
+    edge = st.builds(FlowEdge, st.integers(0, count - 1), st.none() | st.sampled_from(range(len(tensors)))) if (
+        tensors and count
+    ) else st.builds(FlowEdge, st.integers(0, count - 1), st.none())
+    call = st.sampled_from(range(len(callers))) if callers else st.nothing()
+    kinds = ["op", "input", "output"] + ["module"] * bool(callers)
+    node = st.builds(
+        FlowNode, st.sampled_from(kinds), text, call if callers else st.none(), st.none(), st.lists(edge, max_size=2).map(tuple)
+    ) | st.builds(FlowNode, st.just("parameter"), text, st.none(), st.just(0))
+    nodes = tuple(draw(st.lists(node, min_size=count, max_size=count)))
+    return Dataflow(tuple([FlowCall(0, caller) for caller in callers]), tensors, nodes)
+
+
 summary = st.builds(
     ModelSummary,
     root=module,
@@ -119,6 +140,7 @@ summary = st.builds(
     observed=st.sampled_from(["structure", "forward", "step"]),
     notes=st.lists(st.builds(Note, text, text, st.none() | text), max_size=2).map(tuple),
     incomplete=st.lists(text, max_size=2).map(tuple),
+    dataflow=st.none() | dataflows(),
 )
 
 

@@ -127,6 +127,11 @@ class Calls:
         """How many module calls are open."""
         return len(self._stack)
 
+    @property
+    def current(self) -> int:
+        """The innermost call that is open."""
+        return self._stack[-1].call if self._stack else OUTSIDE
+
     def count(self, slot: int) -> int:
         """How many calls of a row there were."""
         return sum(call.slot == slot for call in self.made)
