@@ -283,16 +283,18 @@ class Flow:
         return Dataflow(
             calls=tuple([FlowCall(made[c].slot, call_of.get(made[c].caller)) for c in calls]),
             tensors=tuple(self._tensors),
-            nodes=tuple([
-                FlowNode(
-                    node.kind,
-                    node.name,
-                    call_of.get(node.call),
-                    node.module,
-                    tuple([FlowEdge(new[source], spec) for source, spec in node.inputs if source in new]),
-                )
-                for node in (self._nodes[old] for old in kept)
-            ]),
+            nodes=tuple(
+                [
+                    FlowNode(
+                        node.kind,
+                        node.name,
+                        call_of.get(node.call),
+                        node.module,
+                        tuple([FlowEdge(new[source], spec) for source, spec in node.inputs if source in new]),
+                    )
+                    for node in (self._nodes[old] for old in kept)
+                ]
+            ),
         )
 
     def _path(self, call: int | None) -> Iterator[int]:

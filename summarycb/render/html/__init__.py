@@ -59,36 +59,42 @@ def to_html(
     style = _style(shown, lines)
     script = _asset("page.js")
     places = {one.key: place for place, one in enumerate(figures)}
-    page = _environment().get_template("page.html.j2").render(
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        version=__version__,
-        view=view,
-        subtitle=[fact for fact in dict(view.headline).get(summary.observed, ()) if fact],
-        headline=[(heading, facts) for heading, facts in view.headline if heading not in ("failed", summary.observed)],
-        tiles=[*_tiles(summary)],
-        metrics=figures,
-        chosen=places.get(metric, 0),
-        places=places,
-        icicles=[
-            {
-                "place": place,
-                "drawing": icicle(summary, one, roots, lines),
-                "title": one.title,
-                "whole": one.text(one.whole(summary)),
-            }
-            for place, one in enumerate(figures)
-        ],
-        colours=list({row.type_name: row.colour for row in lines if row.colour is not None}.items()),
-        rows=lines,
-        columns=shown,
-        opened={row.number for row in lines if row.item.children and (depth is None or row.level < depth)},
-        drawings=[],
-        edges=[],
-        timeline=timeline(summary.memory, summary.root.type_name),
-        has_parameters=any(row.parameters for row in lines),
-        embedded=Markup(embed(summary.to_json())),
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            policy=_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            version=__version__,
+            view=view,
+            subtitle=[fact for fact in dict(view.headline).get(summary.observed, ()) if fact],
+            headline=[
+                (heading, facts) for heading, facts in view.headline if heading not in ("failed", summary.observed)
+            ],
+            tiles=[*_tiles(summary)],
+            metrics=figures,
+            chosen=places.get(metric, 0),
+            places=places,
+            icicles=[
+                {
+                    "place": place,
+                    "drawing": icicle(summary, one, roots, lines),
+                    "title": one.title,
+                    "whole": one.text(one.whole(summary)),
+                }
+                for place, one in enumerate(figures)
+            ],
+            colours=list({row.type_name: row.colour for row in lines if row.colour is not None}.items()),
+            rows=lines,
+            columns=shown,
+            opened={row.number for row in lines if row.item.children and (depth is None or row.level < depth)},
+            drawings=[],
+            edges=[],
+            timeline=timeline(summary.memory, summary.root.type_name),
+            has_parameters=any(row.parameters for row in lines),
+            embedded=Markup(embed(summary.to_json())),
+        )
     )
     return page
 

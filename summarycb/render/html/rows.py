@@ -228,7 +228,9 @@ def _facts(item: Item, summary: ModelSummary, notes: dict[str, list[str]]) -> It
             text = _between(item, lambda m, field=field: getattr(m.total, field), units.nbytes)  # type: ignore[misc]  # mypy takes the default for an argument
             own = _between(item, lambda m, field=field: getattr(m.own, field), units.nbytes)  # type: ignore[misc]
             if text != "0 B":
-                facts.append(f"{title} {text}" + (f" ({own} own)" if item.children and own not in ("0 B", text) else ""))
+                facts.append(
+                    f"{title} {text}" + (f" ({own} own)" if item.children and own not in ("0 B", text) else "")
+                )
         if facts:
             yield "memory", tuple(facts)
     for copy in item.copies[:_MOST_COPIES]:
