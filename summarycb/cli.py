@@ -20,7 +20,9 @@ from summarycb.errors import SummaryError
 if TYPE_CHECKING:
     from summarycb.tree import ModelSummary
 
-_REFERENCE = "a .json file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
+_REFERENCE = (
+    "a .json or .html file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from summarycb import dataflow, specs, step, tree
 from summarycb.dataflow import FlowCall, FlowEdge, FlowNode
+from summarycb.embed import extract
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
@@ -82,7 +83,9 @@ def loads_rank(text: str) -> Rank:
 
 
 def read(path: str | Path) -> ModelSummary:
-    """The summary in a ``.json`` file. Raises :class:`SummaryError` with the file's name and the reason."""
+    """The summary in a ``.json`` file, or in a page (``.html``). Raises :class:`SummaryError` with the file's name and
+    the reason.
+    """
     source = Path(path)
     try:
         regular = stat.S_ISREG(source.stat().st_mode)  # before it is opened: a FIFO would block, a device never end
@@ -102,11 +105,16 @@ def read(path: str | Path) -> ModelSummary:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise SummaryError(f"{source}: not a text file; a model summary is JSON in UTF-8, never a pickle") from None
+    if source.suffix.lower() in (".html", ".htm"):
+        try:
+            text = extract(text, MAX_BYTES)
+        except SummaryError as error:
+            raise SummaryError(f"{source}: {error}") from None
     return loads(text, str(source))
 
 
 def load(reference: str | Path) -> ModelSummary:
-    """The summary at a reference: a ``.json`` file, or ``tracker:where``, as in ``mlflow:<run_id>``.
+    """The summary at a reference: a ``.json`` or ``.html`` file, or ``tracker:where``, as in ``mlflow:<run_id>``.
 
     Raises :class:`SummaryError` when there is none or it cannot be read.
     """

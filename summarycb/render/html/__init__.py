@@ -1,14 +1,16 @@
 """ModelSummary -> a page, one file that needs no network, and the fragment that notebooks show. Must not import torch.
 
-The page is readable without its script: what a script does here is to sort, search, zoom and select. All text goes
-through the templates' escaping, and the page's policy allows the one style and the one script that it was written with.
+The page is read without its script too, which is there to search, sort, zoom and select. All text goes through the
+templates' escaping, and the page's policy allows the one style and the one script that it was written with.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,17 +20,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from summarycb import __version__, units
-from summarycb.columns import COLUMNS, Column
+from summarycb.columns import COLUMNS, Column, main_metric
 from summarycb.embed import embed
-from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
+from summarycb.headline import CONVENTION, headline, notes
 from summarycb.render.html.icicle import icicle
-from summarycb.render.html.rows import METRICS, Row, items, metrics, rows
+from summarycb.render.html.rows import Row, metrics, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
-from summarycb.view import check_columns, check_depth, clean, select
+from summarycb.view import Selection, clean, default_columns
+from summarycb.view import _roots as roots_of
 
 _FOLDER = Path(__file__).parent
+_FRAGMENT_ROWS = 1000
+_MOST_INDENT = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,124 +46,136 @@ class Tile:
 
 
 @collection_paused()
-def to_html(
-    summary: ModelSummary,
-    *,
-    depth: int | None = 2,
-    columns: Sequence[str] | None = None,
-    metric: str = "params",
-    fold: bool = True,
-) -> str:
-    """The page. ``depth`` is how many levels of the tree are open at first; all are there."""
-    depth = check_depth(depth)
-    view = select(summary, depth=0, columns=columns)
-    shown = [column for column in _columns(summary, columns) if column.key != "type"]
-    figures = metrics(summary)
-    roots = items(summary, fold)
-    lines = rows(summary, roots, shown)
-    style = _style(shown, lines)
+def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
+    """The page. Its tree has every level, of which ``selection.depth`` are open at first, and sorts and filters itself."""
+    shown = _columns(summary, selection.columns)
+    metric = main_metric(summary) if selection.metric == Selection().metric else selection.metric
+    figures = metrics(summary, metric)
+    roots = roots_of(summary, selection.fold)
+    lines = rows(summary, roots, shown, figures)
+    style = _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
+    style += "".join([f"body:has(#m{i}:checked) .m:not(.m{i}){{display:none}}" for i in range(len(figures))])
     script = _asset("page.js")
-    places = {one.key: place for place, one in enumerate(figures)}
-    page = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            policy=_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            version=__version__,
-            view=view,
-            subtitle=[fact for fact in dict(view.headline).get(summary.observed, ()) if fact],
-            headline=[
-                (heading, facts) for heading, facts in view.headline if heading not in ("failed", summary.observed)
-            ],
-            tiles=[*_tiles(summary)],
-            metrics=figures,
-            chosen=places.get(metric, 0),
-            places=places,
-            icicles=[
-                {
-                    "place": place,
-                    "drawing": icicle(summary, one, roots, lines),
-                    "title": one.title,
-                    "whole": one.text(one.whole(summary)),
-                }
-                for place, one in enumerate(figures)
-            ],
-            colours=list({row.type_name: row.colour for row in lines if row.colour is not None}.items()),
-            rows=lines,
-            columns=shown,
-            opened={row.number for row in lines if row.item.children and (depth is None or row.level < depth)},
-            drawings=[],
-            edges=[],
-            timeline=timeline(summary.memory, summary.root.type_name),
-            has_parameters=any(row.parameters for row in lines),
-            embedded=Markup(embed(summary.to_json())),
-        )
+    page = _environment().get_template("page.html.j2")
+    return page.render(
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        embedded=Markup(embed(summary.to_json())),
+        version=__version__,
+        title=summary.root.type_name,
+        headline=[*headline(summary, roots)],
+        notes=_notes(summary),
+        circumstances=[*_circumstances(summary)],
+        tiles=[*_tiles(summary)],
+        metrics=figures,
+        chosen=[one.key for one in figures].index(metric),
+        places={one.key: place for place, one in enumerate(figures)},
+        icicles=[icicle(summary, one, roots, lines) for one in figures],
+        colours={row.type_name: row.colour for row in lines if row.colour is not None},
+        rows=lines,
+        columns=shown,
+        opened=_opened(lines, selection.depth),
+        drawings=[],
+        edges=[],
+        timeline=timeline(summary.memory, summary.root.type_name),
     )
-    return page
 
 
+@collection_paused()
 def to_fragment(summary: ModelSummary) -> str:
-    """The headline and the tree for a notebook's cell: no script, nothing but inline style."""
-    return ""
+    """The headline and the tree for a notebook's cell: no script, and a style that no other cell sees."""
+    shown, roots = _columns(summary, None), roots_of(summary, True)
+    figures = [COLUMNS[main_metric(summary)]]
+    deepest = _deepest(rows(summary, roots, (), ()), _FRAGMENT_ROWS)
+    lines = rows(summary, roots, shown, figures, deepest)
+    return _environment().get_template("fragment.html.j2").render(
+        style=Markup(_asset("fragment.css") + _steps(lines, ".summarycb ")),
+        widths=_widths(shown, lines),
+        title=summary.root.type_name,
+        headline=[*headline(summary, roots)],
+        notes=_notes(summary),
+        metrics=figures,
+        chosen=0,
+        rows=lines,
+        columns=shown,
+        opened=_opened(lines, 2),
+        shortened=deepest + 1 if len(lines) < sum([1 for root in roots for _ in root.walk()]) else None,
+    )
 
 
 def _columns(summary: ModelSummary, columns: Sequence[str] | None) -> list[Column]:
-    from summarycb.view import _DEFAULTS
+    """Those that a row has beside its name, its type, and its share of the metric."""
+    keys = default_columns(summary) if columns is None else columns
+    return [COLUMNS[key] for key in keys if key not in ("type", "percent", "bar")]
 
-    keys = _DEFAULTS[summary.observed] if columns is None else check_columns(columns)
-    return [COLUMNS[key] for key in keys if key != "macs_percent"]
+
+def _notes(summary: ModelSummary) -> list[str]:
+    return [*([CONVENTION] if summary.observed != "structure" else []), *notes(summary)]
+
+
+def _opened(lines: Iterable[Row], depth: int | None) -> set[int]:
+    return {row.number for row in lines if row.item.children and (depth is None or row.level < depth)}
+
+
+def _deepest(lines: Sequence[Row], most: int) -> int:
+    """The level down to which there are at most so many rows."""
+    found, count = 0, 0
+    for level, size in sorted(Counter([row.level for row in lines]).items()):
+        count += size
+        if count > most:
+            break
+        found = level
+    return found
+
+
+def _circumstances(summary: ModelSummary) -> Iterator[str]:
+    under = summary.environment
+    yield {"structure": "structure, no step", "forward": "one forward", "step": "one training step"}[summary.observed]
+    yield from filter(None, (under.device, under.precision, under.optimizer, under.strategy))
 
 
 def _tiles(summary: ModelSummary) -> Iterator[Tile]:
     shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
-    yield Tile("Parameters", units.count(summary.total_params), (f"{units.exact(summary.total_params)}", shares))
+    short, exact = units.count(summary.total_params), units.exact(summary.total_params)
+    yield Tile("Parameters", short, (shares,) if short == exact else (exact, shares))
     if summary.observed != "structure":
         yield Tile("Forward", units.work(summary.forward_macs, "MACs"), (units.work(summary.forward_flops, "FLOPs"),))
     if summary.observed == "step":
         yield Tile("Step", units.work(summary.step_flops, "FLOPs"), ("forward and backward",))
-    if summary.observed == "step":
         yield Tile("Saved activations", units.nbytes(summary.memory.saved_activations), ("alive as backward begins",))
-    if summary.memory.peak_at is not None:
-        moment = summary.memory.peak_at
+    if (moment := summary.memory.peak_at) is not None:
         place = "" if moment.module is None else f" of {moment.module or summary.root.type_name}"
-        yield Tile("Peak memory", units.nbytes(summary.memory.peak), (f"in the {moment.phase}{place}",))
+        yield Tile("Peak memory", units.nbytes(moment.total), (f"in the {moment.phase}{place}",))
 
 
-def _style(columns: Sequence[Column], lines: Sequence[Row]) -> str:
-    """The style with the widths that depend on what is shown: columns as wide as their longest cell."""
-    longest = [max([len(row.cells[place]) for row in lines] + [len(c.title)]) for place, c in enumerate(columns)]
-    widths = [
-        f"minmax(4rem,{min(size, 24)}ch)" if column.justify == "left" else f"{size + 1}ch"
-        for column, size in zip(columns, longest, strict=True)
-    ]
-    levels = max([row.level for row in lines])
-    return "".join(
-        [
-            _asset("style.css"),
-            f".tree{{--columns:minmax(17rem,1fr) {' '.join(widths)} 11rem;--narrow:minmax(0,1fr) 7rem}}",
-            *[f".w{size}{{width:{2 * size}%}}" for size in range(51)],
-            *[f".d{level}{{--d:{min(level, 24)}}}" for level in range(levels + 1)],
-            *[f"body:has(#m{place}:checked) .m:not(.m{place}){{display:none}}" for place in range(len(METRICS))],
-        ]
-    )
+def _widths(columns: Sequence[Column], lines: Sequence[Row]) -> str:
+    """The columns of every row's grid, each as wide as its longest cell: rows are nested, and align by that alone."""
+    widths = ["minmax(15rem,1fr)"]
+    for place, column in enumerate(columns):
+        longest = max([len(row.cells[place]) for row in lines] + [len(column.title)])
+        widths.append(f"minmax(4rem,{min(longest, 21)}ch)" if column.justify == "left" else f"{longest + 1}ch")
+    return " ".join([*widths, "9.5rem"])
+
+
+def _steps(lines: Sequence[Row], within: str = "") -> str:
+    """The widths of bars and the indentation as classes, because the policy allows no style of a single element."""
+    widths = sorted({share.width for row in lines for share in row.shares if share.width})
+    levels = range(max([row.level for row in lines]) + 1)
+    bars = [f"{within}.w{width}{{--w:{2 * width}%}}" for width in widths]
+    return "".join(bars + [f"{within}.d{level}{{--d:{min(level, _MOST_INDENT)}}}" for level in levels])
 
 
 def _policy(style: str, script: str) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     return (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
+    ).format(*hashes)
 
 
 @cache
 def _asset(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
+    return re.sub(r"\n\s*", "\n", (_FOLDER / name).read_text(encoding="utf-8"))
 
 
 @cache
@@ -169,9 +186,9 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_finalize,
+        finalize=_printable,
     )
 
 
-def _finalize(value: Any) -> Any:
+def _printable(value: Any) -> Any:
     return clean(value) if type(value) is str else value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from summarycb import units
+from summarycb.columns import Column
 from summarycb.fold import Item
-from summarycb.render.html.rows import Metric, Row
+from summarycb.render.html.rows import Row
 from summarycb.tree import ModelSummary
 
 MOST_LEVELS = 24
@@ -30,20 +31,18 @@ class Box:
 class Icicle:
     """Where a metric's total is. ``partial``: something is unknown, and only what is known has a box."""
 
-    metric: Metric
+    metric: Column
     boxes: tuple[Box, ...]
     levels: int
     total: str
     partial: bool
 
 
-def icicle(summary: ModelSummary, metric: Metric, roots: Sequence[Item], rows: Sequence[Row]) -> Icicle | None:
-    """The boxes of ``metric``, each at least a thousandth of the whole; None where there is nothing to draw."""
+def icicle(summary: ModelSummary, metric: Column, roots: Sequence[Item], rows: Sequence[Row]) -> Icicle:
+    """The boxes of ``metric``, each at least a thousandth of the whole; none where all of it is 0."""
     row_of = {id(row.item): row for row in rows}
-    known = _known(metric, rows)
+    known = _known(summary, metric, rows)
     whole = sum([known[id(root)] for root in roots])
-    if not whole:
-        return None
     boxes: list[Box] = []
     at = 0
     stack: list[tuple[Item, int, int]] = []
@@ -53,22 +52,27 @@ def icicle(summary: ModelSummary, metric: Metric, roots: Sequence[Item], rows: S
     while stack:
         item, at, level = stack.pop()
         value = known[id(item)]
-        if value < whole * _LEAST or level >= MOST_LEVELS:
+        if not value or value < whole * _LEAST or level >= MOST_LEVELS:
             continue
         x, width = round(100 * at / whole, 3), round(100 * value / whole, 3)
-        boxes.append(Box(x, width, level, row_of[id(item)], metric.text(value), units.percent(value, whole)))
+        boxes.append(Box(x, width, level, row_of[id(item)], metric.cell([value]), units.percent(value, whole)))
         for child in item.children:
             stack.append((child, at, level + 1))
             at += known[id(child)]
     boxes.sort(key=lambda box: box.row.number)
-    partial = metric.whole(summary) is None
-    return Icicle(metric, tuple(boxes), 1 + max([box.level for box in boxes]), metric.text(whole), partial)
+    partial = metric.total(summary) is None
+    return Icicle(metric, tuple(boxes), 1 + max([box.level for box in boxes], default=0), metric.cell([whole]), partial)
 
 
-def _known(metric: Metric, rows: Sequence[Row]) -> Mapping[int, int]:
+def _known(summary: ModelSummary, metric: Column, rows: Sequence[Row]) -> Mapping[int, int]:
     """By ``id`` of an item, the sum of all that is known in it, over all its copies."""
     known: dict[int, int] = {}
     for row in reversed(rows):
-        own = [metric.own(copy) or 0 for copy in row.item.copies]
-        known[id(row.item)] = sum(own) + sum([known[id(child)] for child in row.item.children])
+        copies = row.item.copies
+        figures = [metric.value(copy, summary) for copy in copies]
+        if None in figures or not copies:
+            own = [metric.value(replace(copy, children=()), summary) or 0 for copy in copies]
+            known[id(row.item)] = sum(own) + sum([known[id(child)] for child in row.item.children])
+        else:
+            known[id(row.item)] = sum(figures)
     return known

@@ -4,8 +4,9 @@
   root.classList.add("js");
   const tree = find("tree"), panel = find("panel");
   const rows = [...tree.querySelectorAll("details[id]")];
-  const texts = rows.map((row) => `${row.dataset.paths}\n${row.querySelector(".name").textContent}`.toLowerCase());
-  const rowOf = new Map(rows.flatMap((row) => row.dataset.paths.split("\n").map((path) => [path, row])));
+  const paths = rows.map((row) => JSON.parse(row.dataset.paths));
+  const texts = rows.map((row, place) => [row.querySelector(".name").textContent, ...paths[place]].join("\n").toLowerCase());
+  const rowOf = new Map(rows.flatMap((row, place) => paths[place].map((path) => [path, row])));
   const parent = (row) => row.parentElement.closest("details[id]");
   const children = (row) => [...row.children].filter((child) => child.id);
 
@@ -21,18 +22,16 @@
     reveal(row);
     if (scroll) row.firstElementChild.scrollIntoView({ block: "nearest" });
     const title = document.createElement("h3"), body = [...row.children].find((child) => child.matches(".body"));
-    title.textContent = row.dataset.title || row.querySelector(".name").textContent;
+    title.textContent = row.querySelector(".name").textContent;
     panel.replaceChildren(title, ...(body ? [body.querySelector("dl").cloneNode(true)] : []));
     const held = document.querySelectorAll(`tr[data-row="${row.id.slice(1)}"]`);
     if (held.length) {
-      const table = document.createElement("table");
+      const table = panel.appendChild(document.createElement("table"));
       for (const line of held) {
-        const made = table.insertRow();
-        for (const place of [0, 1, 2]) made.insertCell().textContent = line.cells[place].lastChild?.textContent ?? "";
-        made.cells[0].textContent = line.dataset.name;
-        made.cells[2].className = "r";
+        const copy = table.appendChild(line.cloneNode(true));
+        copy.querySelector(".muted").remove();  // the module's own path, which is the panel's title
+        [...copy.cells].slice(3).forEach((cell) => cell.remove());
       }
-      panel.append(table);
     }
   };
   tree.addEventListener("click", (event) => {
@@ -117,7 +116,7 @@
         const from = Math.max((one.x - x) / width * 100, 0), to = Math.min((one.x + one.width - x) / width * 100, 100);
         one.box.setAttribute("x", `${from}%`);
         one.box.setAttribute("width", `${Math.max(to - from, 0)}%`);
-        one.link.toggleAttribute("hidden", to - from < 1e-6);
+        one.link.classList.toggle("thin", to - from < 3);
       }
       select(find(link.getAttribute("href").slice(1)), true);
     });
@@ -132,13 +131,21 @@
   }
 
   // what was alive where the pointer is
-  const readout = find("readout");
-  document.querySelector(".memory")?.addEventListener("pointermove", (event) => {
-    readout.textContent = event.target.closest(".hit")?.textContent ?? "";
-  });
+  const memory = find("stretches");
+  if (memory) {
+    const stretches = JSON.parse(memory.dataset.stretches), readout = find("readout");
+    memory.addEventListener("pointermove", (event) => {
+      const { left, width } = memory.getBoundingClientRect();
+      const place = Math.min(Math.max(Math.floor((event.clientX - left) / width * stretches.length), 0), stretches.length - 1);
+      find("at").setAttribute("x", place);
+      find("at").setAttribute("width", 1);
+      readout.textContent = stretches[place];
+    });
+  }
 
   find("theme").addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
   });
+  if (rows.length) select(rows[0], false);
 }

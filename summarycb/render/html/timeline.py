@@ -35,14 +35,6 @@ class Area:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """What is said of one moment of the step, drawn over one step of the x axis."""
-
-    x: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Phase:
     """Neighbouring moments of one phase: where it begins and how long it is, in percent."""
 
@@ -53,11 +45,14 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The drawing: x in moments, y downwards from 0 to ``HEIGHT``; ``peak_x`` in percent."""
+    """The drawing: x in moments, y downwards from 0 to ``HEIGHT``; ``peak_x`` and what ``ticks`` are at in percent.
+
+    ``stretches`` says of each moment how much was alive, and where.
+    """
 
     moments: int
     areas: tuple[Area, ...]
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[str, ...]
     phases: tuple[Phase, ...]
     ticks: tuple[tuple[float, str], ...]
     peak: str
@@ -78,7 +73,7 @@ def timeline(memory: Memory, root: str) -> Timeline | None:
     return Timeline(
         moments=len(moments),
         areas=tuple(reversed([*_areas(moments, top, peak)])),
-        stretches=tuple([Stretch(x, _said(moment, root)) for x, moment in enumerate(moments)]),
+        stretches=tuple([_said(moment, root) for moment in moments]),
         phases=tuple(_phases(moments)),
         ticks=tuple([(100 - 100 * value / top, units.nbytes(value)) for value in _ticks(highest)]),
         peak=f"peak {_said(peak, root)}",

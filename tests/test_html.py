@@ -1,0 +1,305 @@
+"""The page and the notebook's fragment, read as a browser's parser does; tests/test_html_browser.py opens them."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import summarycb
+from summarycb import SummaryError, serialize
+from summarycb.embed import embed
+from summarycb.step import Environment, Memory
+from summarycb.tree import ModelSummary, ModuleSummary, Work
+from tests.literal import HEAD, ROOT, SUMMARY
+from tests.pages import EVIL, Element, hostile, parse, residual
+
+
+def rows(page: Element) -> list[tuple[str, ...]]:
+    """The depth of each row of the tree, and its cells as they are read."""
+    found = []
+    for line in page.all("summary", "row"):
+        level, above = 0, line.parent
+        while above is not None:
+            level += above.tag == "details"
+            above = above.parent
+        found.append((str(level - 1), *[cell.text for cell in line.children if isinstance(cell, Element)]))
+    return found
+
+
+def test_the_tree_has_every_row_with_its_figures_and_its_part_of_each_metric() -> None:
+    page = parse(SUMMARY.to_html())
+    # params of 20; forward MACs of 72 + 6 = 78; backward of 72 + 12 = 84; saved activations of 72 + 12 = 84
+    assert rows(page) == [
+        ("0", "Net", "[2, 3]", "20", "72", "72 B", "100.0", "92.3", "85.7", "85.7"),
+        ("1", "fc Linear", "[2, 3]", "15", "48", "64 B", "75.0", "61.5", "57.1", "76.2"),
+        ("1", "head Head", "{logits: [2, 3], states: ([], Cache)}", "5", "24", "8 B", "25.0", "30.8", "28.6", "9.5"),
+        ("1", "again Linear = fc", "", "0", "0", "0 B", "0.0", "0.0", "0.0", "0.0"),
+        ("0", "(outside) loss, etc.", "", "0", "6", "12 B", "0.0", "7.7", "14.3", "14.3"),
+    ]
+    titles = [title.text for title in page.all("div", "titles")[0].all("span")]
+    assert titles[:5] == ["module", "output", "params", "fwd MACs", "saved act."]
+    assert titles[5:] == ["params %", "fwd MACs %", "bwd FLOPs %", "saved act. %"]
+
+
+def test_what_is_said_of_a_module() -> None:
+    page = parse(SUMMARY.to_html())
+    fc, head = [next(e for e in page.all("details") if e.attributes.get("id") == f"r{i}") for i in (1, 2)]
+
+    def facts(row: Element) -> list[str]:
+        (told,) = row.all("dl")
+        return [element.text for element in told.children if isinstance(element, Element)]
+
+    assert facts(fc) == [
+        *("settings", "in_features=4, out_features=3, bias=True"),
+        *("called 2 times", "[2, 4] → [2, 3]"),
+        *("state", "training float32 on cpu"),
+        *("elements", "15 params"),
+        *("compute", "48 forward MACs 96 backward FLOPs"),
+        # 15 elements of 4 bytes, a gradient of the same size, two of Adam's for each
+        *("memory", "60 B weights 60 B gradients 120 B optimizer state 64 B saved activations"),
+    ]
+    assert facts(head) == [
+        *("called", "{0: [2, 3], mask: None} → {logits: [2, 3], states: ([], Cache)}"),
+        *("state", "eval mode float32 on cpu frozen"),
+        *("elements", "5 params 7 in buffers"),
+        *("compute", "24 forward MACs 48 backward FLOPs 48 recomputed FLOPs"),
+        *("memory", "20 B weights 20 B gradients 40 B optimizer state 28 B buffers 8 B saved activations 16 B weight copies"),
+        *("note", "head.weight is fc.weight, counted there"),
+    ]
+
+
+def test_every_parameter_is_listed() -> None:
+    table = parse(SUMMARY.to_html()).all("tbody")[0]
+    assert [[cell.text for cell in line.all("td")] for line in table.all("tr")] == [
+        ["fc.weight", "[3, 4]", "12", "float32", "48 B", ""],
+        ["fc.bias", "[3]", "3", "float32", "12 B", ""],
+        ["head.weight", "[3, 4]", "12", "float32", "48 B", "= fc.weight"],
+        ["head.scale", "[5]", "5", "float32", "20 B", "frozen"],
+    ]
+
+
+def test_boxes_are_as_wide_as_their_part_of_the_metric() -> None:
+    page = parse(SUMMARY.to_html())
+    macs = page.all("svg", "icicle")[1]
+    boxes = [
+        (link.attributes["href"], box.attributes["x"], box.attributes["y"], box.attributes["width"], box.all("title")[0].text)
+        for link in macs.all("a")
+        for box in link.all("svg")
+    ]
+    # of 78: Net 72, in it fc 48 and head 24, and beside it 6 outside; "again" has none
+    assert boxes == [
+        ("#r0", "0.0%", "0", "92.308%", "Net: 72, 92.3 %"),
+        ("#r1", "0.0%", "26", "61.538%", "fc Linear: 48, 61.5 %"),
+        ("#r2", "61.538%", "26", "30.769%", "head Head: 24, 30.8 %"),
+        ("#r4", "92.308%", "0", "7.692%", "(outside) loss, etc.: 6, 7.7 %"),
+    ]
+
+
+def test_what_is_unknown_is_drawn_as_unknown() -> None:
+    """A module whose MACs are unknown makes the sums above it unknown; what is known of it still has its box."""
+    unknown = replace(HEAD.call_groups[0], own=replace(HEAD.call_groups[0].own, forward_macs=None))  # type: ignore[index]
+    head = replace(HEAD, call_groups=(unknown,))
+    page = parse(replace(SUMMARY, root=replace(ROOT, children=(ROOT.children[0], head))).to_html())
+    assert [row[4] for row in rows(page)] == ["?", "48", "?", "6"]
+    macs = page.all("div", "m1")[0]
+    # fc's 48 and the 6 outside, of 54
+    assert [box.attributes["width"] for box in macs.all("svg") if "width" in box.attributes] == ["88.889%", "88.889%", "11.111%"]
+    assert macs.all("p")[0].text == "fwd MACs: some of it is unknown; drawn is what is known, 54."
+
+
+def test_blocks_that_repeat_are_one_row_one_box_and_one_line_a_parameter() -> None:
+    summary = residual()
+    page = parse(summary.to_html())
+    h = [row[:2] for row in rows(page)]
+    assert h == [
+        ("0", "Residual"),
+        ("1", "tokens Embedding"),
+        ("1", "h ModuleList"),
+        *[("2", "0-11 ×12 Block"), ("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")],
+        *[("2", "12 Block"), ("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")],
+        ("1", "head Linear"),
+        ("0", "(outside) loss, etc."),
+    ]
+    # 8 x 2 of the norm, 8 x 16 + 16 up, 16 x 8 + 8 down, in each of twelve; 24 in place of 16 in the last
+    block, last = 16 + 144 + 136, 16 + (8 * 24 + 24) + (24 * 8 + 8)
+    total = 40 * 8 + 12 * block + last + 8 * 40 + 40
+    assert summary.total_params == total
+    params = page.all("svg", "icicle")[0]
+    titles = [title.text for title in params.all("title")]
+    assert f"h.0-11 Block: {12 * block:,}, {1200 * block / total:.1f} %" in titles
+    line = next(line for line in page.all("tr") if line.text.startswith("h.0-11.up.weight"))
+    assert [cell.text for cell in line.all("td")] == ["h.0-11.up.weight ×12", "[16, 8]", "128", "float32", "512 B", ""]
+    unfolded = parse(summary.to_html(fold=False))
+    assert len(rows(unfolded)) == 1 + 1 + 1 + 13 * 5 + 1 + 1
+    assert [row[1] for row in rows(unfolded)[3::5]][:12] == [f"{i} Block" for i in range(12)]
+
+
+def test_memory_through_the_step_is_stacked_to_its_peak() -> None:
+    page = parse(SUMMARY.to_html())
+    drawing = page.all("svg", "memory")[0]
+    assert drawing.attributes["data-stretches"] == '["340 B \\u00b7 forward \\u00b7 head", "512 B \\u00b7 backward \\u00b7 fc"]'
+    # from the top down, over 1000 units for 512 x 1.06 bytes. First 80 + 28 + 160 + 16 + 32 + 24 = 340, then 512
+    top = 512 * 1.06
+    heights = {  # of each kind and all that are below it, in both moments
+        "temporaries": (340, 512),
+        "activations": (340, 480),
+        "batch": (316, 396),
+        "weight_copies": (284, 364),
+        "gradients": (268, 348),
+        "optimizer_state": (268, 268),
+        "buffers": (108, 108),
+        "parameters": (80, 80),
+    }
+    expected = []
+    for before, after in heights.values():
+        a, b = 1000 - round(1000 * before / top), 1000 - round(1000 * after / top)
+        expected.append(f"M0 1000V{a}h2V1000z" if a == b else f"M0 1000V{a}h1V{b}h1V1000z")
+    assert [path.attributes["d"] for path in drawing.all("path")] == expected
+    # the second of two: its middle is at three quarters
+    assert [line.attributes["x1"] for line in drawing.all("line", "peak")] == ["75.0%"]
+    assert [text.text for text in drawing.all("text", "peak-text")] == ["peak 512 B · backward · fc"]
+
+
+def test_a_structure_has_neither_icicles_of_work_nor_memory() -> None:
+    structure = ModelSummary(ModuleSummary("", "", "Net"), Work(), Memory(), Environment("0.1.0"))
+    page = parse(structure.to_html())
+    assert rows(page)[0][:2] == ("0", "Net")
+    assert len(rows(page)) == 1
+    assert [e.attributes.get("id") for e in page.all("section")] == [None, "modules", "notes"]
+
+
+def test_depth_is_how_many_levels_are_open() -> None:
+    def opened(depth: int | None) -> list[str | None]:
+        page = parse(residual().to_html(depth=depth))
+        return [e.attributes["id"] for e in page.all("details") if "open" in e.attributes]
+
+    assert opened(0) == []
+    assert opened(2) == ["r0", "r2"]
+    assert opened(None) == ["r0", "r2", "r3", "r8"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"depth": -1}, "depth must be None"),
+        ({"columns": ["prams"]}, "there is no column 'prams'"),
+        ({"metric": "config"}, "there is no metric 'config'; allowed: params, "),
+    ],
+)
+def test_a_wrong_choice_is_said(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(SummaryError, match=said):
+        SUMMARY.to_html(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_policy_allows_the_one_style_and_the_one_script_and_nothing_is_fetched() -> None:
+    text = residual().to_html()
+    page = parse(text)
+    (policy,) = [m.attributes["content"] for m in page.all("meta") if "http-equiv" in m.attributes]
+    (style,), scripts = page.all("style"), page.all("script")
+    assert [script.attributes.get("id") for script in scripts] == ["summarycb", None]
+
+    def digest(element: Element) -> str:
+        (content,) = element.children
+        assert isinstance(content, str)
+        return base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{digest(style)}'; script-src 'sha256-{digest(scripts[1])}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    for element in page.walk():
+        assert "style" not in element.attributes
+        assert not [name for name in element.attributes if name.startswith("on")]
+        assert element.attributes.get("href", "#").startswith("#")  # type: ignore[union-attr]
+        assert not {"src", "srcset", "xlink:href", "data", "action", "poster"} & element.attributes.keys()
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+@pytest.mark.parametrize("render", [ModelSummary.to_html, ModelSummary._repr_html_], ids=["page", "fragment"])
+def test_names_are_text(render: object) -> None:
+    summary = hostile()
+    text = render(summary)  # type: ignore[operator]
+    assert EVIL not in text
+    page = parse(text)
+    assert not page.all("img")
+    assert rows(page)[1][:2] == ("1", f"{EVIL} {EVIL}")
+
+
+def test_a_page_is_loaded_and_compared_as_its_summary(tmp_path: Path) -> None:
+    summary = hostile()
+    page = tmp_path / "page.html"
+    page.write_text(summary.to_html(), encoding="utf-8")
+    assert summarycb.load(page) == summary
+    assert summary.to_html() == page.read_text(encoding="utf-8"), "the same page for the same summary"
+    assert summarycb.compare(page, summary).differences == ()
+
+
+def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.html"
+
+    def refused(text: str) -> str:
+        page.write_text(text, encoding="utf-8")
+        with pytest.raises(SummaryError) as caught:
+            summarycb.load(page)
+        assert str(caught.value).startswith(f"{page}: ")
+        return str(caught.value).removeprefix(f"{page}: ")
+
+    assert refused("<html></html>") == "not a page that summarycb wrote: it holds no summary"
+    whole = embed(SUMMARY.to_json())
+    assert refused(whole.replace("H4sI", "H4sJ")).startswith("the summary in it is damaged: ")
+    start = whole.index(">") + 1
+    assert refused(whole[: start + 40] + "</script>").startswith("the summary in it is damaged: ")
+    bomb = base64.b64encode(gzip.compress(bytes(100_000))).decode()
+    assert len(bomb) < 400
+    monkeypatch.setattr(serialize, "MAX_BYTES", 50_000)
+    assert refused(whole[:start] + bomb + "</script>") == "the summary in it is over the bound of 50,000 bytes"
+
+
+def test_a_page_of_gpt2_is_at_most_150_kilobytes() -> None:
+    """Twelve layers, and all of a step: forward, backward and its memory."""
+    model = GPT2LMHeadModel(GPT2Config()).train()
+    summary = summarycb.summarize(model, input_size=(2, 256), dtypes=[torch.int64], device="meta", backward=True)
+    assert len(summary.modules) == 164
+    assert len(summary.memory.timeline) > 100
+    assert len(summary.to_html().encode()) <= 150_000
+
+
+def test_a_tree_deeper_than_pythons_stack() -> None:
+    module = ModuleSummary("x", "x", "Leaf")
+    for _ in range(5_000):
+        module = ModuleSummary("x", "x", "Layer", children=(module,))
+    summary = ModelSummary(module, Work(), Memory(), Environment("0.1.0"))
+    assert len(summary.to_html()) > 5_000
+
+
+def test_a_notebook_shows_the_headline_and_the_tree_without_a_script() -> None:
+    summary = residual()
+    fragment = parse(summary._repr_html_())
+    (root,) = [child for child in fragment.children if isinstance(child, Element)]
+    assert root.classes == ["summarycb"]
+    assert [row[:2] for row in rows(fragment)] == [row[:2] for row in rows(parse(summary.to_html()))]
+    assert not fragment.all("script")
+    assert not [e for e in fragment.walk() if "id" in e.attributes]
+    (style,) = fragment.all("style")
+    selectors = re.findall(r"([^{}]+)\{", style.text)
+    assert selectors
+    assert all(selector.strip().startswith(".summarycb") for selector in selectors), "no other cell is styled"
+
+
+def test_a_notebook_is_not_given_more_than_a_thousand_rows() -> None:
+    """Whole levels are left out, and that is said."""
+    children = tuple(
+        ModuleSummary(f"{i}", f"{i}", f"Type{i}", children=(ModuleSummary(f"{i}.x", "x", "Leaf"),)) for i in range(600)
+    )
+    summary = ModelSummary(ModuleSummary("", "", "Net", children=children), Work(), Memory(), Environment("0.1.0"))
+    fragment = parse(summary._repr_html_())
+    assert len(rows(fragment)) == 601
+    assert fragment.all("div", "note")[-1].text == "Levels from 2 on are left out; to_html() has them."

@@ -1,0 +1,316 @@
+"""The page in Chromium, opened from disk, without a network: what a reader does with it works, and nothing else happens.
+
+Skipped where there is no Chromium; ``.ci/run`` installs Debian's.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.keys import Keys
+
+from tests.pages import EVIL, hostile, residual
+
+SECONDS = 60
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="no Chromium: apt-get install chromium chromium-driver"
+)
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --window-size=1400,1000 "
+    "--host-resolver-rules=MAP*~NOTFOUND"
+)
+
+
+@dataclass
+class Browser:
+    driver: Chrome
+    folder: Path
+
+    def open(self, page: str) -> None:
+        """The page, from disk; what was logged before is forgotten."""
+        path = self.folder / "page.html"
+        path.write_text(page, encoding="utf-8")
+        self.messages(), self.requests()
+        self.driver.get(path.as_uri())
+
+    def messages(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        found = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith("chrome://")]  # Chromium's own first tab
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def shown(self) -> list[str]:
+        """The names of the rows that can be seen."""
+        return self.run(
+            "return [...document.querySelectorAll('.tree details > .row')]"
+            ".filter(row => row.checkVisibility()).map(row => row.querySelector('bdi').textContent)"
+        )
+
+    def emulate(self, command: str, **arguments: object) -> None:
+        self.driver.execute_cdp_cmd(command, arguments)
+
+    def colours(self) -> Counter[bytes]:
+        """How many pixels of the screen have each colour."""
+        return Counter(_pixels(base64.b64decode(self.driver.get_screenshot_as_base64())))
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag.replace("MAP*~", "MAP * ~"))
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        driver.set_page_load_timeout(SECONDS)
+        driver.set_script_timeout(SECONDS)
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def browser(driver: Chrome, tmp_path: Path) -> Iterator[Browser]:
+    """Each test ends without a word on the console and without a request but that for the page itself."""
+    browser = Browser(driver, tmp_path)
+    yield browser
+    browser.emulate("Emulation.setScriptExecutionDisabled", value=False)
+    browser.emulate("Emulation.setEmulatedMedia", features=[])
+    browser.emulate("Emulation.clearDeviceMetricsOverride")
+    assert browser.messages() == []
+    assert set(browser.requests()) <= {(tmp_path / "page.html").as_uri(), "about:srcdoc"}
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return residual().to_html(depth=2, metric="params")
+
+
+def test_the_tree_expands_and_collapses(browser: Browser, page: str) -> None:
+    browser.open(page)
+    start = ["Residual", "tokens", "h", "0-11", "12", "head", "(outside)"]
+    assert browser.shown() == start
+    browser.find("#r3 > .row").click()
+    inner = ["norm", "up", "act", "down"]
+    assert browser.shown() == [*start[:4], *inner, *start[4:]]
+    browser.find("#close").click()
+    assert browser.shown() == ["Residual", "(outside)"]
+    browser.find("#open").click()
+    assert browser.shown() == [*start[:4], *inner, "12", *inner, "head", "(outside)"]
+
+
+def test_the_keyboard_walks_the_tree(browser: Browser, page: str) -> None:
+    browser.open(page)
+    at = browser.find("#r0 > .row")
+    browser.run("arguments[0].focus()", at)
+
+    def press(*keys: str) -> str:
+        for key in keys:
+            browser.driver.switch_to.active_element.send_keys(key)
+        return browser.run("return document.activeElement.querySelector('bdi').textContent")
+
+    assert press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN) == "0-11"
+    assert press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT) == "norm"
+    assert press(Keys.ARROW_LEFT) == "0-11"
+    assert press(Keys.ARROW_LEFT, Keys.ARROW_LEFT) == "h"
+    assert press(Keys.END) == "(outside)"
+    assert browser.find(".on > .row bdi").text == "(outside)"
+
+
+def test_the_search_filters(browser: Browser, page: str) -> None:
+    """By any copy's path, or the type; parents stay, and what was open is open again afterwards."""
+    browser.open(page)
+    before = browser.shown()
+    browser.driver.switch_to.active_element.send_keys("/")
+    search = browser.driver.switch_to.active_element
+    search.send_keys("h.7.up")
+    assert browser.shown() == ["Residual", "h", "0-11", "up"]
+    assert browser.find("#found").text == "1 of 15 rows"
+    search.clear()
+    search.send_keys("GELU")
+    assert browser.shown() == ["Residual", "h", "0-11", "act", "12", "act"]
+    search.send_keys(Keys.ESCAPE)
+    assert browser.shown() == before
+
+
+def test_a_column_sorts_within_each_parent(browser: Browser, page: str) -> None:
+    browser.open(page)
+    browser.find('[data-sort="0"]').click()
+    # 12 has 24 in place of 16 inside; head 320 + 40, tokens 320
+    assert browser.shown() == ["Residual", "h", "12", "0-11", "head", "tokens", "(outside)"]
+    assert browser.find("[aria-sort]").text == "params"
+    browser.find('[data-sort=""]').click()
+    assert browser.shown() == ["Residual", "tokens", "h", "0-11", "12", "head", "(outside)"]
+
+
+def test_the_metric_switches_bars_and_icicle(browser: Browser, page: str) -> None:
+    browser.open(page)
+
+    def seen() -> list[list[str]]:
+        return browser.run(
+            "return ['.icicle', '.titles .m'].map(all => [...document.querySelectorAll(all)]"
+            ".filter(one => one.checkVisibility()).map(one => one.ariaLabel || one.textContent))"
+        )
+
+    assert seen() == [["params by module"], ["params %"]]
+    browser.find("label[for=m3]").click()
+    assert seen() == [["saved act. by module"], ["saved act. %"]]
+
+
+def test_the_icicle_zooms_and_selects_the_row(browser: Browser, page: str) -> None:
+    browser.open(page)
+    box = browser.find('.icicle a[href="#r7"]')
+    assert browser.find("#r7 > .row").is_displayed() is False
+    box.click()
+    assert browser.find("#r7 > .row").is_displayed()
+    assert browser.find(".on > .row bdi").text == "down"
+    assert browser.find("#panel h3").text.split() == ["down", "Linear"]
+    assert [cell.text for cell in browser.driver.find_elements("css selector", "#panel td")] == [
+        *("weight ×12", "[8, 16]", "128"),
+        *("bias ×12", "[8]", "8"),
+    ]
+    width = "return arguments[0].firstElementChild.getAttribute('width')"
+    assert browser.run(width, box) == "100%"
+    box.click()
+    # 16 x 8 + 8 = 136 in each of twelve, of 320 + 12 x 296 + 432 + 360
+    assert browser.run(width, box) == f"{round(100 * 12 * 136 / (320 + 12 * 296 + 432 + 360), 3)}%"
+
+
+def test_the_memory_says_what_was_alive_where_the_pointer_is(browser: Browser, page: str) -> None:
+    browser.open(page)
+    said = browser.run(
+        "const chart = document.getElementById('stretches'), { left, width, top } = chart.getBoundingClientRect();"
+        "return [0.001, 0.999].map(part => { chart.dispatchEvent(new PointerEvent('pointermove',"
+        " { clientX: left + part * width, clientY: top + 50 })); return document.getElementById('readout').textContent; })"
+    )
+    assert [" · ".join(text.split(" · ")[1:]) for text in said] == ["forward", "optimizer"]
+
+
+def test_names_are_inert(browser: Browser) -> None:
+    """A module, its type, settings and parameter that are HTML; an alert would fail every later command."""
+    browser.open(hostile().to_html())
+    browser.find("#open").click()
+    browser.find("#r1 > .row").click()
+    assert browser.find("#panel h3").text == f"{EVIL} {EVIL}"
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    assert browser.run("return document.scripts.length") == 2
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_themes_are_drawn(browser: Browser, page: str, theme: str) -> None:
+    """The ground covers most, in the theme's brightness, and there is much else; the toggle shows the other one."""
+    browser.emulate("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+    browser.open(page)
+
+    def check(dark: bool) -> None:
+        colours = browser.colours()
+        (ground, count), *others = colours.most_common()
+        assert (max(ground) < 64) is dark
+        assert (min(ground) > 192) is not dark
+        assert 0.2 < count / colours.total() < 0.95
+        assert len(others) > 100
+
+    check(theme == "dark")
+    browser.find("#theme").click()
+    check(theme != "dark")
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Browser, page: str) -> None:
+    browser.emulate("Emulation.setDeviceMetricsOverride", width=360, height=700, deviceScaleFactor=1, mobile=True)
+    browser.open(page)
+    assert browser.run("return document.documentElement.scrollWidth") <= 360
+    assert browser.find("#r3 > .row bdi").is_displayed()
+
+
+def test_it_is_read_without_a_script(browser: Browser, page: str) -> None:
+    """The tree opens, a box leads to its row, the metric switches, and all sections are there."""
+    browser.emulate("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(page)
+    assert browser.find("html").get_attribute("class") == ""
+    browser.find("#r3 > .row").click()
+    assert browser.shown()[3:8] == ["0-11", "norm", "up", "act", "down"]
+    browser.find("label[for=m1]").click()
+    assert browser.find(".m1 .icicle").is_displayed()
+    browser.find('.m1 .icicle a[href="#r12"]').click()
+    assert browser.run("return location.hash") == "#r12"
+    assert browser.find("#r12 > .row").is_displayed()
+    assert not browser.find("#search").is_displayed()
+    for section in ("modules", "memory", "parameters", "notes"):
+        assert browser.find(f"#{section}").is_displayed()
+
+
+@pytest.mark.parametrize("sandbox", ["allow-scripts", ""])
+def test_it_works_in_a_sandboxed_frame(browser: Browser, page: str, sandbox: str) -> None:
+    """As MLflow and W&B show it: no origin of its own; without scripts it is read all the same."""
+    frame = f'<iframe sandbox="{sandbox}" style="width:1300px;height:900px" srcdoc="{html.escape(page)}"></iframe>'
+    browser.open(f"<!doctype html><meta charset=utf-8>{frame}")
+    browser.driver.switch_to.frame(0)
+    assert browser.find("#r3 > .row").is_displayed()
+    if sandbox:
+        browser.find('.icicle a[href="#r3"]').click()
+        assert browser.find("#panel h3").text == "0-11 ×12 Block"
+    browser.driver.switch_to.default_content()
+
+
+def test_a_notebooks_cell(browser: Browser) -> None:
+    summary = residual()
+    browser.open(f"<!doctype html><meta charset=utf-8><body>{summary._repr_html_()}{summary._repr_html_()}")
+    assert browser.shown()[:4] == ["Residual", "tokens", "h", "0-11"]
+    browser.driver.find_elements("css selector", ".kids > .row")[2].click()
+    assert browser.shown()[3:5] == ["0-11", "norm"]
+
+
+def _pixels(png: bytes) -> Iterator[bytes]:
+    """The colours of a screenshot, as Chromium writes it: eight bits a channel, not interlaced."""
+    file, parts = io.BytesIO(png[8:]), []
+    while length := file.read(4):
+        kind, data = file.read(4), file.read(int.from_bytes(length, "big"))
+        file.read(4)
+        if kind == b"IHDR":
+            width, channels = int.from_bytes(data[:4], "big"), {2: 3, 6: 4}[data[9]]
+        parts += [data] if kind == b"IDAT" else []
+    raw, stride = zlib.decompress(b"".join(parts)), width * channels
+    above = bytearray(stride)
+    for start in range(0, len(raw), stride + 1):
+        line = _unfiltered(raw[start], bytearray(raw[start + 1 : start + 1 + stride]), above, channels)
+        yield from [bytes(line[i : i + 3]) for i in range(0, stride, 4 * channels)]
+        above = line
+
+
+def _unfiltered(kind: int, line: bytearray, above: bytearray, size: int) -> bytearray:
+    predict: Callable[[int, int, int], int] = [
+        lambda a, b, c: 0,
+        lambda a, b, c: a,
+        lambda a, b, c: b,
+        lambda a, b, c: (a + b) // 2,
+        lambda a, b, c: min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2],
+    ][kind]
+    for i in range(len(line)) if kind else ():
+        a, c = (line[i - size], above[i - size]) if i >= size else (0, 0)
+        line[i] = (line[i] + predict(a, above[i], c)) & 255
+    return line
