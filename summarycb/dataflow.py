@@ -6,7 +6,6 @@ ran; views and copies are no nodes, the data passes through them. :mod:`summaryc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -43,13 +42,14 @@ class FlowNode:
     ``"module"``: the call of a module; ``"op"``: an operation called ``name``, run by the module of ``call``, or outside
     of modules; ``"input"`` and ``"output"``: what the model was given and gave, by key or position, the loss that
     backward began with, and tensors from before the step, without a name; ``"parameter"``: one, or a buffer, of the
-    module in place ``module``.
+    module in place ``module``. ``output`` is which of the known tensors it made, None where it made several.
     """
 
     kind: FlowKind
     name: str = ""
     call: int | None = None
     module: int | None = None
+    output: int | None = None
     inputs: tuple[FlowEdge, ...] = ()
 
 
@@ -69,17 +69,12 @@ class Dataflow:
                 return f"calls[{place}]"
         for place, node in enumerate(self.nodes):
             lacks = {"module": node.call, "parameter": node.module}.get(node.kind, 0) is None
-            if lacks or not _there(node.call, calls) or not _there(node.module, modules):
+            there = _there(node.call, calls) and _there(node.module, modules) and _there(node.output, tensors)
+            if lacks or not there:
                 return f"nodes[{place}]"
             if any(edge.source >= nodes or not _there(edge.tensor, tensors) for edge in node.inputs):
                 return f"nodes[{place}].inputs"
         return None
-
-    def edges(self) -> Iterator[tuple[int, int, TensorSpec | None]]:
-        """Source, target and tensor of each edge."""
-        for target, node in enumerate(self.nodes):
-            for edge in node.inputs:
-                yield edge.source, target, None if edge.tensor is None else self.tensors[edge.tensor]
 
 
 def _there(place: int | None, count: int) -> bool:

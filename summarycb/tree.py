@@ -478,6 +478,38 @@ class ModelSummary:
 
         return plot_memory(self)
 
+    def to_svg(
+        self,
+        *,
+        depth: int | None = 2,
+        parameters: bool = False,
+        fold: bool = True,
+        layout: Literal["fast-sugiyama", "dot"] = "fast-sugiyama",
+    ) -> str:
+        """The dataflow drawn as SVG. Needs the ``report`` extra, or with ``layout="dot"`` graphviz's program.
+
+        ``depth`` is how many calls within one another are told apart, and None all. What repeats is drawn once, unless
+        ``fold`` is off. ``parameters`` draws them too.
+        """
+        from summarycb.graph import contract
+        from summarycb.render.graph import to_svg
+
+        return to_svg(contract(self, depth=depth, fold=fold, parameters=parameters), layout=layout)
+
+    def to_dot(self, *, depth: int | None = 2, parameters: bool = False, fold: bool = True) -> str:
+        """The dataflow in graphviz's language; the arguments are those of :meth:`to_svg`."""
+        from summarycb.graph import contract
+        from summarycb.render.graph import to_dot
+
+        return to_dot(contract(self, depth=depth, fold=fold, parameters=parameters))
+
+    def to_mermaid(self, *, depth: int | None = 2, parameters: bool = False, fold: bool = True) -> str:
+        """The dataflow as Mermaid, which GitHub draws in Markdown; the arguments are those of :meth:`to_svg`."""
+        from summarycb.graph import contract
+        from summarycb.render.graph import to_mermaid
+
+        return to_mermaid(contract(self, depth=depth, fold=fold, parameters=parameters))
+
     def to_json(self) -> str:
         """The tree itself as JSON, with its ``schema_version``; :meth:`from_json` gives an equal summary back."""
         from summarycb.serialize import dumps

@@ -37,6 +37,7 @@ class _Node:
     name: str = ""
     call: int | None = None
     module: int | None = None
+    output: int | None = None
     inputs: dict[tuple[int, int | None], None] = field(default_factory=dict)
 
 
@@ -127,6 +128,8 @@ class Flow:
             if self._calls.depth == 1 and self._calls.made[call].slot == 0:
                 self._is_returned(_named(output, "output"))
         elif self._nodes[owner].call == call:
+            if isinstance(output, torch.Tensor):
+                self._nodes[owner].output = self._spec(output)
             for tensor in iter_tensors(output):
                 sources = self._sources(tensor)
                 if sources == [owner] or id(tensor) in self._given_ids or isinstance(tensor, torch.nn.Parameter):
@@ -178,7 +181,8 @@ class Flow:
             return
         sources = [self._sources(tensor) for tensor in read]
         if owner == _OPEN and any(sources):
-            owner = self._add(_Node("op", kind.name, None if call == OUTSIDE else call))
+            made = self._spec(results[0]) if len(results) == 1 else None
+            owner = self._add(_Node("op", kind.name, None if call == OUTSIDE else call, output=made))
         if owner != _OPEN:
             for found, tensor in zip(sources, read, strict=True):
                 self._read(owner, found, tensor)
@@ -283,18 +287,17 @@ class Flow:
         return Dataflow(
             calls=tuple([FlowCall(made[c].slot, call_of.get(made[c].caller)) for c in calls]),
             tensors=tuple(self._tensors),
-            nodes=tuple(
-                [
-                    FlowNode(
-                        node.kind,
-                        node.name,
-                        call_of.get(node.call),
-                        node.module,
-                        tuple([FlowEdge(new[source], spec) for source, spec in node.inputs if source in new]),
-                    )
-                    for node in (self._nodes[old] for old in kept)
-                ]
-            ),
+            nodes=tuple([
+                FlowNode(
+                    node.kind,
+                    node.name,
+                    call_of.get(node.call),
+                    node.module,
+                    node.output,
+                    tuple([FlowEdge(new[source], spec) for source, spec in node.inputs if source in new]),
+                )
+                for node in (self._nodes[old] for old in kept)
+            ]),
         )
 
     def _path(self, call: int | None) -> Iterator[int]:
@@ -336,11 +339,13 @@ class _Kind:
         if "scaled_dot_product" in name:
             self.name = "sdpa"
         aliases = bool(returns) and not self._writes and all(returned.alias_info is not None for returned in returns)
-        self.views = aliases or name in ("_unsafe_view", "_reshape_alias")
+        lifts = name == "lift_fresh"  # of torch.tensor, whose own making is not seen
+        self.views = (aliases and not lifts) or name in ("_unsafe_view", "_reshape_alias")
         self.copies = name in ("clone", "_to_copy", "copy_")
         self.ones = name == "ones_like"
         self.makes = not self.ones and (
-            name.endswith("_like")
+            lifts
+            or name.endswith("_like")
             or name.startswith("new_")
             or (schema is not None and not any("Tensor" in str(argument.type) for argument in arguments))
         )
@@ -351,6 +356,7 @@ class _Kind:
 
 
 _NAMES = {
+    "constant_pad_nd": "pad",
     "addmm": "linear",
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",

@@ -1,0 +1,298 @@
+"""A graph of the dataflow as SVG, DOT and Mermaid. Must not import torch.
+
+The SVG has no script and refers to nothing. What is in :data:`STYLE` gives it its colours; without it, as where a page
+has a style of its own for the classes, it is drawn in ``currentColor``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from xml.sax.saxutils import escape, quoteattr
+
+from summarycb.errors import SummaryError
+from summarycb.graph import Edge, Graph, Group, Node, contract, depths
+from summarycb.render.layout import GAP, LAYOUTS, Layout, Size
+from summarycb.tree import ModelSummary
+
+MOST_NODES = 400
+"""What a drawing of more is not made of by :func:`drawings`."""
+_MARGIN = 20.0
+_AROUND = 12.0
+_MOST_CHARACTERS = 30
+
+STYLE = """\
+.dataflow{--graph-ink:#1f2328;--graph-dim:#656d76;--graph-line:#8c959f;--graph-card:#fff;--graph-edge:#b6bfc9;\
+--graph-accent:#2f6fb0;--graph-band:#2f6fb012;--graph-page:#fff;font-family:system-ui,-apple-system,"Segoe UI",sans-serif;\
+font-size:12px;color:var(--graph-ink)}
+@media(prefers-color-scheme:dark){.dataflow{--graph-ink:#e6edf3;--graph-dim:#9198a1;--graph-line:#768390;\
+--graph-card:#1c2128;--graph-edge:#545d68;--graph-accent:#6cb0f5;--graph-band:#6cb0f514;--graph-page:#0d1117}}
+.dataflow text{fill:var(--graph-ink);text-anchor:middle}
+.dataflow .dim{fill:var(--graph-dim);font-size:10px}
+.dataflow .shape{text-anchor:start;paint-order:stroke;stroke:var(--graph-page);stroke-width:2.5px}
+.dataflow .edge{stroke:var(--graph-line)}
+.dataflow .node rect{fill:var(--graph-card);stroke:var(--graph-edge)}
+.dataflow .module rect{stroke:var(--graph-accent)}
+.dataflow .module .name{font-weight:600}
+.dataflow .op rect,.dataflow .op .name{font-size:11px}
+.dataflow .input rect,.dataflow .output rect{fill:var(--graph-ink);stroke:none}
+.dataflow .input .name,.dataflow .output .name{fill:var(--graph-card);font-size:11px}
+.dataflow .parameter rect{stroke-dasharray:3 2}
+.dataflow .parameter .name{fill:var(--graph-dim);font-size:10.5px}
+.dataflow .times{fill:var(--graph-accent);font-weight:600;font-size:11px}
+.dataflow .band rect{fill:var(--graph-band);stroke:var(--graph-accent);stroke-dasharray:2 3}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """The dataflow at one depth, as SVG without a style of its own."""
+
+    depth: int
+    svg: str
+
+
+def drawings(summary: ModelSummary) -> list[Drawing]:
+    """One for each depth at which there is more to see, up to :data:`MOST_NODES`; none without fast-sugiyama."""
+    if find_spec("fast_sugiyama") is None:
+        return []
+    graphs: dict[int, Graph] = {}
+    for depth in depths(summary):
+        graph = contract(summary, depth=depth)
+        if len(graph.nodes) <= MOST_NODES and graph not in graphs.values():
+            graphs[depth] = graph
+    return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in graphs.items()]
+
+
+def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -> str:
+    """The graph as SVG; ``style=False`` leaves :data:`STYLE` to the page that it is put in."""
+    if layout not in LAYOUTS:
+        raise SummaryError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+    sizes = {node.id: _size(node) for node in graph.nodes}
+    edges = [(edge.source, edge.target) for edge in graph.edges]
+    placed = LAYOUTS[layout](sizes, edges, _last(graph))
+    boxes = _Boxes(graph, placed, sizes)
+    bands = [(group, box) for group in graph.groups if (box := boxes.around(group)) is not None]
+    inside = {node: 1 for node in sizes}
+    for group, _ in bands:
+        for node in group.nodes:
+            inside[node] *= group.times
+    left, top = (min([0.0, *[box[side] for _, box in bands]]) - _MARGIN for side in (0, 1))
+    right = max([placed.size[0], *[x + _shape_width(t) for x, _, t in _shapes(graph, placed, sizes)]])
+    width = max([right, *[box[2] for _, box in bands]]) + _MARGIN - left
+    height = max([placed.size[1], *[box[3] for _, box in bands]]) + _MARGIN - top
+    view = " ".join(f"{number:.0f}" for number in (left, top, width, height))
+    return "".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="dataflow" viewBox="{view}" width="{width:.0f}" '
+        f'height="{height:.0f}" role="img" font-size="12" text-anchor="middle">',
+        "<title>The dataflow of the step</title>",
+        f"<style>{STYLE}</style>" if style else "",
+        *[_band(group, box) for group, box in bands],
+        '<g fill="none" stroke="currentColor">',
+        *[_edge(edge, graph, placed) for edge in graph.edges],
+        '</g><g class="dim" fill="currentColor">',
+        *[f'<text class="dim shape" x="{x:.0f}" y="{y:.0f}" text-anchor="start">{escape(text)}</text>'
+          for x, y, text in _shapes(graph, placed, sizes)],
+        "</g>",
+        *[_node(node, placed.centres[node.id], sizes[node.id], node.times // inside[node.id]) for node in graph.nodes],
+        "</svg>\n",
+    ])
+
+
+def _last(graph: Graph) -> list[tuple[int, int]]:
+    """What the step gives comes after all that it ran."""
+    sources, joined = {edge.source for edge in graph.edges}, {(edge.source, edge.target) for edge in graph.edges}
+    ran = [node.id for node in graph.nodes if node.kind in ("module", "op")]
+    ends = [node.id for node in graph.nodes if node.kind == "output" and node.id not in sources]
+    return [(ran[-1], end) for end in ends if (ran[-1], end) not in joined] if ran else []
+
+
+def _size(node: Node) -> Size:
+    label, detail = len(_shortened(node.label)), len(_shortened(node.detail))
+    if node.kind == "module":
+        return max(84.0, 7.2 * label + 28, 5.8 * detail + 28), 38.0
+    return max(38.0, 6.4 * label + 20), 22.0
+
+
+def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> str:
+    (x, y), (width, height) = centre, size
+    left, top = x - width / 2, y - height / 2
+    corner = 6 if node.kind == "module" else 3 if node.kind == "parameter" else height / 2
+    about = node.path if node.path is not None else node.label
+    about = " ".join(filter(None, [about or node.label, node.detail, f"×{node.times:,}" if node.times > 1 else ""]))
+    path = "" if node.path is None else f" data-path={quoteattr(node.path)}"
+    box = f'width="{width:.0f}" height="{height:.0f}" rx="{corner:.0f}" fill="none" stroke="currentColor"/>'
+    parts = [f'<g class="node {node.kind}"{path}><title>{escape(about)}</title>']
+    if times > 1:
+        parts.append(f'<rect x="{left + 4:.0f}" y="{top + 4:.0f}" {box}')
+    parts.append(f'<rect x="{left:.0f}" y="{top:.0f}" {box}')
+    middle = y - 3 if node.detail else y + 4
+    parts.append(f'<text class="name" x="{x:.0f}" y="{middle:.0f}">{escape(_shortened(node.label))}</text>')
+    if node.detail:
+        parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(_shortened(node.detail))}</text>')
+    if times > 1:
+        at = f'x="{x + width / 2 + 8:.0f}" y="{top + 4:.0f}"'
+        parts.append(f'<text class="times shape" text-anchor="start" {at}>×{times:,}</text>')
+    return "".join([*parts, "</g>"])
+
+
+def _edge(edge: Edge, graph: Graph, placed: Layout) -> str:
+    (x, y), *points = placed.curves[edge.source, edge.target]
+    path = [f"M{x:.0f} {y:.0f}"]
+    for (ax, ay), (bx, by), (cx, cy) in zip(points[::3], points[1::3], points[2::3], strict=True):
+        if ax == bx == cx == x:
+            if path[-1].startswith("V"):
+                path.pop()
+            path.append(f"V{cy:.0f}")
+        else:
+            path.append(f"C{ax:.0f} {ay:.0f} {bx:.0f} {by:.0f} {cx:.0f} {cy:.0f}")
+        x = cx
+    about = f"{graph.nodes[edge.source].label} → {graph.nodes[edge.target].label}: {edge.tensor}"
+    return f'<path class="edge" d="{"".join(path)}m-3-5l3 5l3-5"><title>{escape(about)}</title></path>'
+
+
+def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> Iterator[tuple[float, float, str]]:
+    """What comes out of each node, below it: the shapes without their dtypes."""
+    shown: set[int] = set()
+    for edge in graph.edges:
+        if edge.source not in shown and graph.nodes[edge.source].kind != "parameter":
+            shown.add(edge.source)
+            x, y = placed.centres[edge.source]
+            text = re.sub(r"(\[[^]]*\]) \w+", r"\1", edge.tensor)
+            yield x + 6, y + sizes[edge.source][1] / 2 + 13, _shortened(text)
+
+
+def _shape_width(text: str) -> float:
+    return 5.2 * len(text)
+
+
+Box = tuple[float, float, float, float]
+
+
+class _Boxes:
+    """Where the nodes are, to draw what repeats within a band of its own."""
+
+    def __init__(self, graph: Graph, placed: Layout, sizes: dict[int, Size]) -> None:
+        self._boxes = {
+            node.id: (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+            for node in graph.nodes
+            for (x, y), (w, h) in [(placed.centres[node.id], sizes[node.id])]
+        }
+        self._graph = graph
+        self._curves = placed.curves
+
+    def around(self, group: Group) -> Box | None:
+        """The band around a group; None for a single node, and where another node would be in it."""
+        if len(group.nodes) < 2:
+            return None
+        within = [other for other in self._graph.groups if len(other.nodes) > 1 and set(other.nodes) < set(group.nodes)]
+        space = _AROUND * (1 + min(len(within), 1))
+        above = space + 6
+        inner = [self._boxes[node] for node in group.nodes]
+        left, top, right, bottom = (
+            pick(box[side] for box in inner) for side, pick in enumerate((min, min, max, max))
+        )
+        ways = [self._curves[edge.source, edge.target] for edge in self._graph.edges if edge.target in group.nodes]
+        across = [x for way in ways for x, y in way if top <= y <= bottom]
+        left, right = min(left, *across), max(right, *across)
+        label = left - space + 7 * len(_named(group)) + 16
+        box = left - space, top - above, max(right + space, label), bottom + min(space, GAP / 2)
+        others = [self._boxes[node.id] for node in self._graph.nodes if node.id not in set(group.nodes)]
+        return None if any(_overlap(box, other) for other in others) else box
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _band(group: Group, box: Box) -> str:
+    left, top, right, bottom = box
+    where = f'x="{left:.0f}" y="{top:.0f}" width="{right - left:.0f}" height="{bottom - top:.0f}" rx="10"'
+    return (
+        f'<g class="band"><rect {where} fill="none" stroke="currentColor"/>'
+        f'<text class="times shape" text-anchor="start" x="{left + 8:.0f}" y="{top + 13:.0f}">'
+        f"{escape(_named(group))}</text></g>"
+    )
+
+
+def _named(group: Group) -> str:
+    return f"{group.label} ×{group.times:,}" if group.label else f"×{group.times:,}"
+
+
+def to_dot(graph: Graph) -> str:
+    """The graph in graphviz's language."""
+    lines = ["digraph dataflow {", '  node [shape=box, style=rounded, fontname="sans-serif"];']
+    for node, depth in _nested(graph.nodes, _drawn(graph)):
+        indent = "  " * depth
+        if isinstance(node, Group):
+            lines.append(f"{indent}subgraph cluster_{graph.groups.index(node)} {{ label={_quoted(_named(node))};")
+        elif node is None:
+            lines.append(f"{indent}}}")
+        else:
+            look = {"op": ", shape=ellipse", "module": "", "parameter": ", style=dashed"}.get(node.kind, ", shape=oval")
+            lines.append(f"{indent}n{node.id} [label={_quoted(_lines(graph, node, chr(10)))}{look}];")
+    lines += [f"  n{edge.source} -> n{edge.target} [label={_quoted(edge.tensor)}];" for edge in graph.edges]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def to_mermaid(graph: Graph) -> str:
+    """The graph as Mermaid, which GitHub and GitLab draw in Markdown."""
+    lines = ["flowchart TD"]
+    for node, depth in _nested(graph.nodes, _drawn(graph)):
+        indent = "  " * depth
+        if isinstance(node, Group):
+            lines.append(f"{indent}subgraph g{graph.groups.index(node)}[{_entities(_named(node))}]")
+        elif node is None:
+            lines.append(f"{indent}end")
+        else:
+            opens, closes = {"module": "[]", "op": "()", "parameter": "[]"}.get(node.kind, "()")
+            around = ("[", "]") if node.kind in ("input", "output") else ("", "")
+            text = _entities(_lines(graph, node, "<br>"))
+            shape = f"{opens}{around[0]}{text}{around[1]}{closes}"
+            lines.append(f"{indent}n{node.id}{shape}")
+    lines += [f"  n{edge.source} -->|{_entities(edge.tensor)}| n{edge.target}" for edge in graph.edges]
+    return "\n".join(lines) + "\n"
+
+
+def _entities(text: str) -> str:
+    """In quotes, with nothing that Mermaid or HTML would read but the line break."""
+    lines = text.split("<br>")
+    return '"' + "<br>".join(re.sub(r'[#"<>&`\\|]', lambda found: f"#{ord(found[0])};", line) for line in lines) + '"'
+
+
+def _nested(nodes: Sequence[Node], groups: Sequence[Group], depth: int = 1) -> Iterator[tuple[Node | Group | None, int]]:
+    """The nodes with how deep they are in groups of several; each group before its nodes, and None after them."""
+    done: set[int] = set()
+    for node in nodes:
+        around = max((g for g in groups if node.id in g.nodes), key=lambda group: len(group.nodes), default=None)
+        if around is None:
+            yield node, depth
+        elif node.id not in done:
+            done.update(around.nodes)
+            within = [group for group in groups if group is not around and set(group.nodes) <= done]
+            yield around, depth
+            yield from _nested([node for node in nodes if node.id in around.nodes], within, depth + 1)
+            yield None, depth
+
+
+def _drawn(graph: Graph) -> list[Group]:
+    return [group for group in graph.groups if len(group.nodes) > 1]
+
+
+def _lines(graph: Graph, node: Node, newline: str) -> str:
+    """Label, type and how many of them there are for each time that what is around them is run."""
+    times = node.times
+    for group in _drawn(graph):
+        times //= group.times if node.id in group.nodes else 1
+    return newline.join(filter(None, [node.label + (f" ×{times:,}" if times > 1 else ""), node.detail]))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
