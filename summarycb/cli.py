@@ -75,7 +75,7 @@ def _depth(text: str) -> int | None:
 
 
 _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
-    "--depth": ("depth", {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3)"}),
+    "--depth": ("depth", {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3, of a graph 2)"}),
     "--columns": ("columns", {"type": _names, "metavar": "A,B", "help": "the columns, in order"}),
     "--sort": ("sort", {"metavar": "COLUMN", "help": "children of a module by this column"}),
     "--top": ("top", {"type": int, "metavar": "N", "help": "the N rows with most of the sort column or the metric"}),
@@ -83,6 +83,7 @@ _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "--metric": ("metric", {"metavar": "COLUMN", "help": "what bars and shares are of"}),
     "--no-fold": ("fold", {"action": "store_false", "help": "blocks that repeat are shown each"}),
     "--parameters": ("parameters", {"action": "store_true", "help": "a graph with its parameters"}),
+    "--layout": ("layout", {"choices": ("fast-sugiyama", "dot"), "help": "what lays out the graph"}),
     "--ascii": ("ascii_only", {"action": "store_true", "help": "draw with ASCII alone"}),
     "--width": ("width", {"type": int, "metavar": "N", "help": "no longer lines (default: the terminal's)"}),
     "--outside": ("outside", {"action": "store_true", "help": "a row for what the step did outside any module"}),

@@ -526,8 +526,8 @@ class ModelSummary:
     def save(self, path: str | Path) -> Path:
         """Write to ``path`` what its suffix says, and return it.
 
-        ``.json`` is the summary itself, which :func:`summarycb.load` reads; ``.txt``, ``.md``, ``.csv`` and
-        ``.speedscope.json`` are renderings.
+        ``.json`` is the summary itself and ``.html`` a page that holds it: :func:`summarycb.load` reads both. Renderings
+        are ``.txt``, ``.md``, ``.csv`` and ``.speedscope.json``, and of the dataflow ``.svg``, ``.dot`` and ``.mmd``.
         """
         from summarycb.render.exports import save
 

@@ -75,7 +75,7 @@ def test_the_figures_that_are_each_modules_own_sum_to_the_steps() -> None:
     rows = records(SUMMARY, outside=True)
     assert [row["path"] for row in rows] == ["", "fc", "head", "again", "(outside)"]
     assert {name: sum(row[name] for row in rows) for name in OWN} == STEP  # type: ignore[misc]
-    assert SUMMARY.to_csv(outside=True).startswith(CSV + '(outside),"loss, other code",,,')
+    assert SUMMARY.to_csv(outside=True).startswith(CSV + '(outside),"loss, etc.",,,')
     # nothing ran outside where nothing ran
     assert STRUCTURE.to_csv(outside=True) == STRUCTURE.to_csv()
 
@@ -206,19 +206,19 @@ def test_a_flame_graph_of_each_figure() -> None:
             (0, "Net", 72),
             (1, "fc (Linear)", 48),
             (1, "head (Head)", 24),
-            (0, "(outside) (loss, other code)", 6),
+            (0, "(outside) (loss, etc.)", 6),
         ],
         "backward MACs [none]": [
             (0, "Net", 72),
             (1, "fc (Linear)", 48),
             (1, "head (Head)", 24),
-            (0, "(outside) (loss, other code)", 12),
+            (0, "(outside) (loss, etc.)", 12),
         ],
         "saved activations [bytes]": [
             (0, "Net", 72),
             (1, "fc (Linear)", 64),
             (1, "head (Head)", 8),
-            (0, "(outside) (loss, other code)", 12),
+            (0, "(outside) (loss, etc.)", 12),
         ],
     }
 

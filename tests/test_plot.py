@@ -63,11 +63,11 @@ def assert_whole(figure: Figure) -> None:
 
 def test_a_bar_for_each_block_divided_by_types() -> None:
     figure = SUMMARY.plot_costs()
-    assert bars(figure) == {"fc": {"Linear": 48}, "head": {"Head": 24}, "(outside)": {"loss, other code": 6}}
+    assert bars(figure) == {"fc": {"Linear": 48}, "head": {"Head": 24}, "(outside)": {"loss, etc.": 6}}
     # 48, 24 and 6 of 78
     assert notes(figure.axes[0]) == ["61.5 %", "48", "30.8 %", "24", "7.7 %", "6"]
     assert figure.axes[0].get_xlabel() == "forward MACs"
-    assert legend(figure) == ["Linear", "Head", "loss, other code"]
+    assert legend(figure) == ["Linear", "Head", "loss, etc."]
     assert_whole(figure)
 
 
@@ -103,7 +103,7 @@ def test_the_axis_is_in_the_largest_unit_that_fits() -> None:
 def test_what_is_unknown_is_a_bound_and_no_share_is_given() -> None:
     half = replace(HEAD, children=(replace(FC, path="head.fc", name="fc", call_groups=None),))
     figure = replace(SUMMARY, root=replace(ROOT, children=(FC, half))).plot_costs(depth=1)
-    assert bars(figure) == {"fc": {"Linear": 48}, "head": {"Head": 24}, "(outside)": {"loss, other code": 6}}
+    assert bars(figure) == {"fc": {"Linear": 48}, "head": {"Head": 24}, "(outside)": {"loss, etc.": 6}}
     assert notes(figure.axes[0]) == ["", "48", "", "≥ 24", "", "6"]
 
 

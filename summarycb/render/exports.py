@@ -22,9 +22,13 @@ Cell: TypeAlias = str | int | bool | None
 
 FORMATS = {
     "json": ".json",
+    "html": ".html",
     "text": ".txt",
     "markdown": ".md",
     "csv": ".csv",
+    "svg": ".svg",
+    "dot": ".dot",
+    "mermaid": ".mmd",
     "speedscope": ".speedscope.json",
 }
 """Each form by the suffix of its files; the summary's method ``to_<form>`` makes it."""
