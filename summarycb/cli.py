@@ -75,7 +75,10 @@ def _depth(text: str) -> int | None:
 
 
 _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
-    "--depth": ("depth", {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3, of a graph 2)"}),
+    "--depth": (
+        "depth",
+        {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3, of a graph 2)"},
+    ),
     "--columns": ("columns", {"type": _names, "metavar": "A,B", "help": "the columns, in order"}),
     "--sort": ("sort", {"metavar": "COLUMN", "help": "children of a module by this column"}),
     "--top": ("top", {"type": int, "metavar": "N", "help": "the N rows with most of the sort column or the metric"}),
@@ -95,7 +98,8 @@ def _show(options: argparse.Namespace) -> None:
     from summarycb.render.exports import form_of
     from summarycb.serialize import load
 
-    form = options.format or ("html" if options.open else options.output and form_of(Path(options.output))) or "text"
+    suffix = form_of(Path(options.output)) if options.output else None
+    form = options.format or suffix or ("html" if options.open else "text")
     choices = {keyword: getattr(options, keyword) for keyword, _ in _CHOICES.values() if hasattr(options, keyword)}
     if form == "text" and options.output is None:
         choices.setdefault("width", _width())

@@ -18,6 +18,7 @@ from summarycb.render.exports import FORMATS, records
 from summarycb.step import MAX_INT, Environment, Memory
 from summarycb.tree import Amounts, ModelSummary, ModuleSummary, Work
 from tests.literal import FC, ROOT, SUMMARY
+from tests.pages import residual
 
 OWN = [f"own_{name}" for name in Amounts._fields]
 # what the step computed and saved, outside included; sizes are of modules alone
@@ -253,15 +254,24 @@ def test_exports_of_a_model_of_5000_levels() -> None:
 
 
 def test_save_writes_what_the_suffix_says(tmp_path: Path) -> None:
-    """One line break ends each file, and the JSON is read back."""
+    """One line break ends each file, and the summary and the page are read back."""
+    summary = residual()
     for form, suffix in FORMATS.items():
-        text = getattr(SUMMARY, f"to_{form}")()
+        text = getattr(summary, f"to_{form}")()
         path = tmp_path / f"net.v1{suffix}"
-        assert SUMMARY.save(str(path)) == path
+        assert summary.save(str(path)) == path
         assert path.read_bytes().decode() == text.rstrip("\n") + "\n"
-    assert load(tmp_path / "net.v1.json") == SUMMARY
+    for read in (".json", ".html"):
+        assert load(tmp_path / f"net.v1{read}") == summary
     with pytest.raises(SummaryError, match=r"net\.v1\.speedscope\.json: not a model summary: it has no schema_version"):
         load(tmp_path / "net.v1.speedscope.json")
+
+
+def test_a_graph_that_is_not_there_leaves_no_file(tmp_path: Path) -> None:
+    for suffix in (".svg", ".dot", ".mmd"):
+        with pytest.raises(SummaryError, match=r"^the summary has no dataflow"):
+            SUMMARY.save(tmp_path / f"net{suffix}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_suffix_of_none_of_ours_says_which_there_are(tmp_path: Path) -> None:

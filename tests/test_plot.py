@@ -137,6 +137,18 @@ def test_the_depth_is_the_first_that_shows_some_blocks() -> None:
     }
 
 
+def test_what_is_never_called_is_no_level() -> None:
+    """Layers in a list are one level below the root, and what is in them two."""
+    layers = tuple(
+        ModuleSummary(f"h.{i}", i, "Layer", call_groups=HEAD.call_groups, children=(replace(FC, path=f"h.{i}.fc"),))
+        for i in "01"
+    )
+    held = ModuleSummary("h", "h", "Layers", call_groups=(), children=layers)
+    listed = replace(SUMMARY, root=replace(ROOT, children=(held,)))
+    assert list(bars(listed.plot_costs(depth=1))) == ["h.0", "h.1", "(outside)"]
+    assert list(bars(listed.plot_costs(depth=2))) == ["h.0 itself", "h.0.fc", "h.1 itself", "h.1.fc", "(outside)"]
+
+
 def test_neighbours_of_equal_figures_are_one_bar_where_there_are_many() -> None:
     figure = blocks(96).plot_costs()
     assert {label: sum(parts.values()) for label, parts in bars(figure).items()} == {
@@ -255,6 +267,12 @@ def test_names_are_drawn_as_they_are_written() -> None:
         summary = replace(SUMMARY, root=replace(ROOT, children=(odd, long)))
         costs, memory = summary.plot_costs(), summary.plot_memory()
     assert list(bars(costs)) == ["a$_1$b_c%", "…" + "x" * 35, "(outside)"]
+    named = [
+        label for figure in (costs, memory) for label in (*figure.axes[0].get_yticklabels(), *figure.axes[0].texts)
+    ]
+    assert {(label.get_parse_math(), label.get_usetex()) for label in named if "$" in label.get_text()} == {
+        (False, False)
+    }
     assert_whole(costs)
     assert_whole(memory)
 
