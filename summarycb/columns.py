@@ -32,7 +32,10 @@ class Column:
 
     def text(self, module: ModuleSummary, summary: ModelSummary) -> str:
         """The cell of one module; an unknown figure is ``?``."""
-        return self.cell([self.value(module, summary)])
+        value = self.value(module, summary)
+        if self.write is None or value == "":
+            return value  # type: ignore[no-any-return]
+        return units.UNKNOWN if value is None else self.write(value)
 
     def cell(self, values: Sequence[Any]) -> str:
         """The cell of all modules that share a row, by their values: ``1.500..1.625 MiB``."""
@@ -168,6 +171,16 @@ COLUMNS: dict[str, Column] = {
 }
 METRICS = tuple(key for key, column in COLUMNS.items() if column.adds and key not in ("percent", "bar"))
 
-DEFAULT = ("type", "output", "params", "forward_macs", "percent", "bar", "saved_activations")
-STRUCTURE = ("type", "config", "params", "percent", "bar", "trainable", "buffers")
-"""What is shown where no step was observed."""
+_DEFAULTS = {
+    "structure": ("type", "config", "params", "trainable", "buffers"),
+    "forward": ("type", "output", "params", "forward_macs"),
+    "step": ("type", "output", "params", "forward_macs", "saved_activations"),
+}
+
+
+def default_columns(summary: ModelSummary, metric: str) -> tuple[str, ...]:
+    """What is shown by what was observed, and beside the metric its percentages and bars."""
+    keys = _DEFAULTS[summary.observed]
+    shown = keys if metric in keys else (*keys, metric)
+    after = shown.index(metric) + 1
+    return (*shown[:after], "percent", "bar", *shown[after:])

@@ -93,15 +93,17 @@ _BIGGEST = {"params": "params", "forward_macs": "MACs", "saved_activations": "sa
 
 def _biggest(summary: ModelSummary, roots: Sequence[Item]) -> Iterator[str]:
     """Of each figure that is known everywhere, the module that has most of it by itself, and its part of all."""
+    items = list(paths(roots))
     for figure, title in _BIGGEST.items():
         most, where = 0, ""
-        for item, path in paths(roots):
+        for item, path in items:
             values = [getattr(copy.own, figure) for copy in item.copies]
             if None in values:
                 break
             if max(values, default=0) > most:
                 each = f" (each of {len(item.copies)})" if len(item.copies) > 1 else ""
-                most, where = max(values), f"{path or summary.root.type_name}{each}"
+                name = path if len(path) <= _MOST_PATH else f"…{path[1 - _MOST_PATH :]}"
+                most, where = max(values), f"{name or summary.root.type_name}{each}"
         else:
             if most:
                 total = sum([getattr(root.copies[0].total, figure) for root in roots])
@@ -124,7 +126,7 @@ _KINDS = {
     "batch": "batch",
 }
 _MOST_CALLERS = 12
-_MOST_TEXT = 300
+_MOST_TEXT, _MOST_PATH = 300, 60
 _PASSING = {"activations": "activations", "temporaries": "temporaries"}
 
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any, Literal
 
-from summarycb.columns import COLUMNS, DEFAULT, METRICS, STRUCTURE, Column, main_metric, shares
+from summarycb.columns import COLUMNS, METRICS, Column, default_columns, main_metric, shares
 from summarycb.errors import SummaryError
 from summarycb.fold import Item, fold, path_of, paths
 from summarycb.garbage import collection_paused
@@ -46,6 +46,11 @@ class Row:
     times: int = 1
     closed: bool = False
     context: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What follows the label: `` ×12 ▸``."""
+        return (f" ×{self.times}" if self.times > 1 else "") + (" ▸" if self.closed else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +114,16 @@ def check_depth(depth: object) -> int | None:
     raise SummaryError(f"depth must be None (every level) or an integer from 0 (the root alone) on, not {depth!r}")
 
 
-def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns' keys, or SummaryError when one does not exist."""
+def check_columns(columns: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The columns' keys, None for those that suit the summary, or SummaryError when one does not exist."""
     if columns is None:
-        return DEFAULT
+        return None
     if isinstance(columns, str) or not isinstance(columns, Sequence):
         raise SummaryError(f"columns must be a list of names, not {columns!r}; allowed: {', '.join(COLUMNS)}")
     for key in columns:
         if key not in COLUMNS:
             raise SummaryError(f"there is no column {key!r}; allowed: {', '.join(COLUMNS)}")
     return tuple(columns)
-
-
-def default_columns(summary: ModelSummary) -> tuple[str, ...]:
-    """What is shown of a summary unless one asks for something else."""
-    if summary.observed == "structure":
-        return STRUCTURE
-    without_backward = summary.observed == "forward"  # then nothing is saved for it
-    return tuple([key for key in DEFAULT if not (without_backward and key == "saved_activations")])
 
 
 @collection_paused()
@@ -137,7 +134,7 @@ def select(summary: ModelSummary, selection: Selection = Selection()) -> View:
         roots = _roots(summary, folded=False)  # some of the copies alone are asked for
     metric = main_metric(summary) if selection.metric == "forward_macs" else selection.metric
     columns = {**COLUMNS, **shares(metric, summary)}
-    keys = default_columns(summary) if selection.columns is None else check_columns(selection.columns)
+    keys = check_columns(selection.columns) or default_columns(summary, metric)
     if f"{metric} percent" in " ".join(keys):  # beside the figures themselves
         columns["percent"] = replace(columns["percent"], title="%")
     table = _Table(summary, selection, [columns[key] for key in keys])
@@ -274,6 +271,8 @@ class _Table:
     def _cell(self, item: Item, column: Column) -> str:
         if column.key == "type" and item.copies and item.copies[0] is self._summary.root:
             return ""  # it is the row's label
+        if len(item.copies) == 1:
+            return column.text(item.copies[0], self._summary)
         if column.write is None and not item.copies:
             return ", ".join(dict.fromkeys([self._cell(child, column) for child in item.children]))
         return column.cell(self._values(item, column))

@@ -22,7 +22,7 @@ finally:
 
 LEAST_WIDTH = 20
 _GAP = 1
-_LEAST_NAME = 24
+_LEAST_NAME, _LEAST_PATH = 24, 32
 _ASCII = str.maketrans(
     {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d", "▸": "+"}
     | dict.fromkeys("▏▎▍▌", "-")
@@ -34,7 +34,7 @@ def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     """Plain text without colours, no line longer than ``width``."""
     if type(width) is not int or width < LEAST_WIDTH:
         raise SummaryError(f"width must be an integer from {LEAST_WIDTH} on, not {width!r}")
-    text = "\n".join(line.plain for line in render(view, width))
+    text = "\n".join([text for text, _ in _layout(view, width, styled=False)])
     return text.translate(_ASCII) if ascii_only else text
 
 
@@ -74,36 +74,43 @@ def encodable(text: str, encoding: str | None) -> str:
     return text
 
 
-@collection_paused()
 def render(view: View, width: int) -> list[Text]:
     """The view's lines, none wider than ``width``."""
+    return [Text(text, spans=spans) for text, spans in _layout(view, width, styled=True)]
+
+
+_Line = tuple[str, list[Span]]
+
+
+@collection_paused()
+def _layout(view: View, width: int, styled: bool) -> list[_Line]:
     console = Console(file=io.StringIO(), width=width)  # Text.wrap asks for one
     gutter = max([cell_len(heading) for heading, _ in view.headline], default=0) + _GAP
-    lines = [*_wrapped(view.title, width, console, style="bold")]
+    lines = [_styled(text, "bold") for text in _wrapped(view.title, width, console)]
     for heading, facts in view.headline:
-        for text in _lines([clean(fact) for fact in facts], width - gutter):
-            for line in _wrapped(text, width - gutter, console):
-                lines.append(Text.assemble((set_cell_size(heading, gutter), "dim"), line))
+        for together in _together([clean(fact) for fact in facts], width - gutter):
+            for text in _wrapped(together, width - gutter, console):
+                lines.append((set_cell_size(heading, gutter) + text, [Span(0, gutter, "dim")]))
                 heading = ""
-    lines.append(Text())
+    lines.append(("", []))
+    notes = list(view.notes)
     if view.rows:
-        table, dropped = _table(view, width)
-        lines += [*table, Text()]
+        table, dropped = _table(view, width, styled)
+        lines += [*table, ("", [])]
         if dropped:
-            lines += _wrapped(f"no room for {', '.join(dropped)}", width, console, style="dim")
-    for note in view.notes:
-        lines += _wrapped(note, width, console, style="dim")
-    return lines
+            notes.insert(0, f"no room for {', '.join(dropped)}")
+    return lines + [_styled(text, "dim") for note in notes for text in _wrapped(note, width, console)]
 
 
-def _wrapped(text: str, width: int, console: Console, style: str = "") -> list[Text]:
-    lines = [*Text(clean(text), style=style).wrap(console, width)]
-    for line in lines:
-        line.rstrip()
-    return lines
+def _styled(text: str, style: str) -> _Line:
+    return text, [Span(0, len(text), style)]
 
 
-def _lines(facts: Sequence[str], width: int) -> list[str]:
+def _wrapped(text: str, width: int, console: Console) -> list[str]:
+    return [line.plain.rstrip() for line in Text(clean(text)).wrap(console, width)]
+
+
+def _together(facts: Sequence[str], width: int) -> list[str]:
     """The facts side by side, broken between them where they do not fit."""
     lines: list[str] = []
     for fact in facts:
@@ -115,32 +122,32 @@ def _lines(facts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
+def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]]:
     """The lines, and the titles of the columns for which there was no room."""
     right = [False, *[column.justify == "right" for column in view.columns]]
     header = ["module", *[column.title for column in view.columns]]
     styles = ["", *[_STYLES.get(column.key, "") for column in view.columns]]
-    names = [_name(row) for row in view.rows]
-    columns = [names, *[[clean(row.cells[i]) for row in view.rows] for i in range(len(view.columns))]]
+    columns = [
+        [_name(row) for row in view.rows],
+        *[[clean(row.cells[i]) for row in view.rows] for i in range(len(view.columns))],
+    ]
     columns = [_aligned(cells) if figures else cells for cells, figures in zip(columns, right, strict=True)]
     natural = [max(map(cell_len, [title, *cells])) for title, cells in zip(header, columns, strict=True)]
     worth = [
         3 if figures else _WORTH.get(column.key, 0) for column, figures in zip(view.columns, right[1:], strict=True)
     ]
-    widths = _fit(natural, worth, width)
+    widths = _fit(natural, worth, _LEAST_NAME if any(row.guides for row in view.rows) else _LEAST_PATH, width)
     shown = [i for i, space in enumerate(widths) if space]
 
     def line(cells: Sequence[str]) -> Iterator[str]:
         return (_cell(cells[i], widths[i], right[i]) for i in shown)
 
-    lines = [Text((" " * _GAP).join(line(header)).rstrip(), style="bold")]
-    lines.append(Text("─" * (sum([widths[i] + _GAP for i in shown]) - _GAP), style="dim"))
-    for row, cells in zip(view.rows, zip(*columns, strict=True), strict=True):
-        parts = list(line(cells))
-        text = Text((" " * _GAP).join(parts), style="dim" if row.context else "")
-        text.spans = list(_spans(row, parts, [styles[i] for i in shown]))
-        text.rstrip()
-        lines.append(text)
+    lines = [_styled((" " * _GAP).join(line(header)).rstrip(), "bold")]
+    lines.append(_styled("─" * (sum([widths[i] + _GAP for i in shown]) - _GAP), "dim"))
+    for row, (_, *cells) in zip(view.rows, zip(*columns, strict=True), strict=True):
+        parts = list(line([_name(row, widths[0]), *cells]))
+        spans = list(_spans(row, parts, [styles[i] for i in shown])) if styled else []
+        lines.append(((" " * _GAP).join(parts).rstrip(), spans))
     return lines, [title for title, space in zip(header, widths, strict=True) if title and not space]
 
 
@@ -153,6 +160,8 @@ _STYLES = {"type": "dim", "config": "dim", "bar": "cyan"}
 
 def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[Span]:
     """What is not plain text: the guides, the name of a root, how often a row is there, and figures that are 0."""
+    if row.context:
+        yield Span(0, sum(map(len, parts)) + _GAP * len(parts), "dim")
     guide, named = len(_guides(row)), len(parts[0].rstrip())
     yield Span(0, min(guide, named), "dim")
     if not row.guides:
@@ -170,9 +179,21 @@ def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[Sp
 _ZEROS = {"0", "0 B", "0.0"}
 
 
-def _name(row: Row) -> str:
-    times = f" ×{row.times}" if row.times > 1 else ""
-    return f"{_guides(row)}{clean(row.label)}{times}{' ▸' if row.closed else ''}"
+def _name(row: Row, space: int | None = None) -> str:
+    """The first cell; where there is not the space for it, without the end of the label, or the beginning of a path."""
+    guides, label = _guides(row), clean(row.label)
+    whole = guides + label + row.suffix
+    if space is None or cell_len(whole) <= space:
+        return whole
+    left = space - cell_len(guides + row.suffix) - 1
+    if left < 1:
+        return set_cell_size(whole, space - 1) + "…"
+    if row.guides or row.label != row.path:
+        return f"{guides}{set_cell_size(label, left)}…{row.suffix}"
+    label = label[-left:]
+    while cell_len(label) > left:
+        label = label[1:]
+    return f"…{label}{row.suffix}"
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:
@@ -192,9 +213,9 @@ def _cell(text: str, space: int, right: bool) -> str:
     return " " * free + text if right else text + " " * free
 
 
-def _fit(natural: Sequence[int], worth: Sequence[int], width: int) -> list[int]:
+def _fit(natural: Sequence[int], worth: Sequence[int], least_name: int, width: int) -> list[int]:
     """The width of each column; 0 drops one. Names and texts are shortened."""
-    least = [min(natural[0], _LEAST_NAME)]
+    least = [min(natural[0], least_name)]
     least += [min(space, _LEAST.get(rank, space)) for space, rank in zip(natural[1:], worth, strict=True)]
     shown = list(range(len(natural)))
     while len(shown) > 1 and sum([least[i] + _GAP for i in shown]) - _GAP > width:
