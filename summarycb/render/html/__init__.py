@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from summarycb import __version__, units
 from summarycb.columns import COLUMNS, Column, main_metric
 from summarycb.embed import embed
 from summarycb.garbage import collection_paused
+from summarycb.graph import Graph, contract
 from summarycb.headline import CONVENTION, headline, notes
+from summarycb.render.graph import STYLE, drawings
 from summarycb.render.html.icicle import icicle
-from summarycb.render.html.rows import Row, metrics, rows
+from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection, clean, default_columns
@@ -53,7 +55,8 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
     figures = metrics(summary, metric)
     roots = roots_of(summary, selection.fold)
     lines = rows(summary, roots, shown, figures)
-    style = _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
+    flows = drawings(summary)
+    style = (STYLE if flows else "") + _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
     style += "".join([f"body:has(#m{i}:checked) .m:not(.m{i}){{display:none}}" for i in range(len(figures))])
     script = _asset("page.js")
     page = _environment().get_template("page.html.j2")
@@ -74,10 +77,13 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
         icicles=[icicle(summary, one, roots, lines) for one in figures],
         colours={row.type_name: row.colour for row in lines if row.colour is not None},
         rows=lines,
+        about=partial(facts, summary),
+        held=partial(parameters, summary),
+        has_parameters=any(copy.parameters for row in lines for copy in row.item.copies),
         columns=shown,
         opened=_opened(lines, selection.depth),
-        drawings=[],
-        edges=[],
+        drawings=flows,
+        edges=[] if flows or summary.dataflow is None else [*_edges(contract(summary, fold=selection.fold))],
         timeline=timeline(summary.memory, summary.root.type_name),
     )
 
@@ -95,8 +101,7 @@ def to_fragment(summary: ModelSummary) -> str:
         title=summary.root.type_name,
         headline=[*headline(summary, roots)],
         notes=_notes(summary),
-        metrics=figures,
-        chosen=0,
+        metric=figures[0],
         rows=lines,
         columns=shown,
         opened=_opened(lines, 2),
@@ -108,6 +113,13 @@ def _columns(summary: ModelSummary, columns: Sequence[str] | None) -> list[Colum
     """Those that a row has beside its name, its type, and its share of the metric."""
     keys = default_columns(summary) if columns is None else columns
     return [COLUMNS[key] for key in keys if key not in ("type", "percent", "bar")]
+
+
+def _edges(graph: Graph) -> Iterator[str]:
+    """What the drawings show, in words."""
+    names = [node.label + (f" ×{node.times}" if node.times > 1 else "") for node in graph.nodes]
+    for edge in graph.edges:
+        yield f"{names[edge.source]} → {names[edge.target]}: {edge.tensor}"
 
 
 def _notes(summary: ModelSummary) -> list[str]:
@@ -153,7 +165,7 @@ def _widths(columns: Sequence[Column], lines: Sequence[Row]) -> str:
     """The columns of every row's grid, each as wide as its longest cell: rows are nested, and align by that alone."""
     widths = ["minmax(15rem,1fr)"]
     for place, column in enumerate(columns):
-        longest = max([len(row.cells[place]) for row in lines] + [len(column.title)])
+        longest = max([len(row.cells[place][1]) for row in lines] + [len(column.title)])
         widths.append(f"minmax(4rem,{min(longest, 21)}ch)" if column.justify == "left" else f"{longest + 1}ch")
     return " ".join([*widths, "9.5rem"])
 

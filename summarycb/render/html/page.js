@@ -83,7 +83,7 @@
   find("close").addEventListener("click", () => rows.forEach((row) => { row.open = false; }));
 
   // sorting: children within their parent
-  const values = new Map(rows.map((row) => [row, row.dataset.values.split(",").map((value) => (value ? Number(value) : -1))]));
+  const values = new Map(rows.map((row) => [row, JSON.parse(row.dataset.values).map((value) => value ?? -1)]));
   tree.querySelector(".titles").addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;

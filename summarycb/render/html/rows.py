@@ -29,8 +29,9 @@ SHOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A row's part of a metric: the percentage, and the width of its bar in steps of two percent."""
+    """A row's part of the metric at ``place``: the percentage, and the width of its bar in steps of two percent."""
 
+    place: int
     percent: str
     width: int
 
@@ -49,7 +50,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the tree; ``ends`` is how many of the nested elements are closed after it."""
+    """A line of the tree: ``cells`` are kinds and texts, and ``ends`` is how many nested elements end after it."""
 
     number: int
     level: int
@@ -58,11 +59,9 @@ class Row:
     type_name: str
     same_as: str
     paths: tuple[str, ...]
-    cells: tuple[str, ...]
+    cells: tuple[tuple[str, str], ...]
     values: tuple[int | None, ...]
     shares: tuple[Share, ...]
-    facts: tuple[tuple[str, tuple[str, ...]], ...]
-    parameters: tuple[Held, ...]
     colour: int | None
     ends: int = 0
 
@@ -82,10 +81,6 @@ def rows(
     """The rows of the tree down to the level ``deepest``, parents before their children."""
     wholes = [metric.total(summary) for metric in metrics]
     colours = _colours(summary, roots, metrics)
-    notes: dict[str, list[str]] = {}
-    for note in summary.notes:
-        if note.path is not None:
-            notes.setdefault(note.path, []).append(note.text)
     found: list[Row] = []
     stack = [(item, 0, "") for item in reversed(roots)]
     while stack:
@@ -103,9 +98,7 @@ def rows(
                 paths=tuple([copy.path for copy in item.copies]),
                 cells=tuple([_cell(item, column, summary) for column in columns]),
                 values=values,
-                shares=tuple([_share(value, whole) for value, whole in zip(values, wholes, strict=True)]),
-                facts=tuple(_facts(item, summary, notes)) if item.copies else (),
-                parameters=tuple(_held(item, summary)) if item.copies else (),
+                shares=tuple([_share(place, value, whole) for place, (value, whole) in enumerate(zip(values, wholes, strict=True))]),
                 colour=None if item.children else colours.get(type_name(item)),
             )
         )
@@ -136,9 +129,8 @@ def _figure(item: Item, column: Column, summary: ModelSummary) -> int | None:
     return add(*[_figure(child, column, summary) for child in item.children])
 
 
-def _share(value: int | None, whole: int | None) -> Share:
-    text = units.percent(value, whole)
-    return Share(text, min(_BAR, -(-_BAR * value // whole)) if value and whole else 0)
+def _share(place: int, value: int | None, whole: int | None) -> Share:
+    return Share(place, units.percent(value, whole), min(_BAR, -(-_BAR * value // whole)) if value and whole else 0)
 
 
 def _colours(summary: ModelSummary, roots: Sequence[Item], metrics: Sequence[Column]) -> dict[str, int]:
@@ -154,13 +146,18 @@ def _colours(summary: ModelSummary, roots: Sequence[Item], metrics: Sequence[Col
     return {name: place for place, (name, weight) in enumerate(weights.most_common(COLOURS)) if weight}
 
 
-def _cell(item: Item, column: Column, summary: ModelSummary) -> str:
+def _cell(item: Item, column: Column, summary: ModelSummary) -> tuple[str, str]:
     if item.copies:
-        return column.cell([column.value(copy, summary) for copy in item.copies])
-    return column.cell([_figure(item, column, summary)]) if column.adds else ""
+        text = column.cell([column.value(copy, summary) for copy in item.copies])
+    else:
+        text = column.cell([_figure(item, column, summary)]) if column.adds else ""
+    return "shape" if column.justify == "left" else "zero r" if text in ("0", "0 B") else "r", text
 
 
-def _facts(item: Item, summary: ModelSummary, notes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def facts(summary: ModelSummary, item: Item) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What is said of a row's modules besides its cells: pairs of a heading and the facts under it."""
+    if not item.copies:
+        return
     module = item.copies[0]
     if len(item.copies) > 1:
         yield f"{len(item.copies)} modules, figures are of each", (f"{module.path} … {item.copies[-1].path}",)
@@ -176,11 +173,12 @@ def _facts(item: Item, summary: ModelSummary, notes: Mapping[str, Sequence[str]]
     if any(circumstances):
         yield "state", tuple(filter(None, circumstances))
     for heading, columns in _FIGURES.items():
-        if facts := tuple(_told(item, columns, summary)):
-            yield heading, facts
-    for copy in item.copies[:_MOST_COPIES]:
-        for text in notes.get(copy.path, ()):
-            yield "note", (text,)
+        if told := tuple(_told(item, columns, summary)):
+            yield heading, told
+    here = {copy.path for copy in item.copies[:_MOST_COPIES]}
+    for note in summary.notes:
+        if note.path in here:
+            yield "note", (note.text,)
 
 
 def _calls(module: ModuleSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -208,18 +206,19 @@ _FIGURES = {
 
 
 def _told(item: Item, titles: Mapping[str, str], summary: ModelSummary) -> Iterator[str]:
-    """The figures that are not 0, with the part of them that is in no child; what no step was observed for is left out."""
-    alone = replace(item, copies=tuple([replace(copy, children=()) for copy in item.copies])) if item.children else item
+    """The figures that are not 0, with the part that is in no child; what was observed of no module is left out."""
     for key, title in titles.items():
         column = COLUMNS[key]
-        text, own = _cell(item, column, summary), _cell(alone, column, summary)
-        if _figure(item, column, summary) == 0 or (text == units.UNKNOWN and column.total(summary) is None):
-            continue
-        yield f"{text} {title}" + (f" ({own} own)" if own != text and _figure(alone, column, summary) else "")
+        figures = [column.value(copy, summary) for copy in item.copies]
+        if any(figures) or (None in figures and column.total(summary) is not None):
+            own = [column.value(replace(copy, children=()), summary) for copy in item.copies if copy.children]
+            apart = any(own) and own != figures
+            yield f"{column.cell(figures)} {title}" + (f" ({column.cell(own)} own)" if apart else "")
 
 
-def _held(item: Item, summary: ModelSummary) -> Iterator[Held]:
-    for parameter in item.copies[0].parameters:
+def parameters(summary: ModelSummary, item: Item) -> Iterator[Held]:
+    """Those of a row's module, or of each of its copies."""
+    for parameter in item.copies[0].parameters if item.copies else ():
         yield Held(
             parameter.name,
             "?" if parameter.shape is None else str(list(parameter.shape)),
