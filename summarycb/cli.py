@@ -12,13 +12,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from summarycb import __version__
 from summarycb.errors import SummaryError
-
-if TYPE_CHECKING:
-    from summarycb.tree import ModelSummary
 
 _REFERENCE = (
     "a .json or .html file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
@@ -95,31 +92,28 @@ _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _show(options: argparse.Namespace) -> None:
-    from summarycb.render.exports import form_of
+    from summarycb.render.exports import form_of, method
     from summarycb.serialize import load
 
     suffix = form_of(Path(options.output)) if options.output else None
     form = options.format or suffix or ("html" if options.open else "text")
     choices = {keyword: getattr(options, keyword) for keyword, _ in _CHOICES.values() if hasattr(options, keyword)}
-    if form == "text" and options.output is None:
-        choices.setdefault("width", _width())
-    text = _rendered(load(options.reference), form, choices)
-    if options.open:
-        _open(text, form, options.output)
-    else:
-        _put(text, form, options.output)
-
-
-def _rendered(summary: ModelSummary, form: str, choices: dict[str, Any]) -> str:
-    from summarycb.render.exports import method
-
-    made = method(form)
-    taken = inspect.signature(made).parameters
+    made = inspect.signature(method(form)).parameters
     for name, (keyword, _) in _CHOICES.items():
-        if keyword in choices and keyword not in taken:
-            fitting = [name for name, (keyword, _) in _CHOICES.items() if keyword in taken]
+        if keyword in choices and keyword not in made:
+            fitting = [name for name, (keyword, _) in _CHOICES.items() if keyword in made]
             raise SummaryError(f"{name} is not for the format {form}, which takes {', '.join(fitting) or 'no choice'}")
-    return made(summary, **choices)
+    summary = load(options.reference)
+    if options.open:
+        _open(method(form)(summary, **choices), form, options.output)
+    elif form == "text" and options.output is None:
+        from summarycb.render.terminal import draw
+        from summarycb.view import Selection, select
+
+        layout = {"width": choices.pop("width", _width()), "ascii_only": choices.pop("ascii_only", False)}
+        draw(select(summary, Selection(**choices)), **layout)
+    else:
+        _put(method(form)(summary, **choices), form, options.output)
 
 
 def _open(text: str, form: str, output: str | None) -> None:
@@ -142,13 +136,13 @@ def _compare(options: argparse.Namespace) -> None:
     from summarycb.compare import compare
 
     comparison = compare(options.a, options.b)
-    if options.format == "json":
-        text = comparison.to_json()
-    elif options.format == "markdown":
-        text = comparison.to_markdown()
+    if options.format == "text" and options.output is None:
+        from summarycb.render.terminal import draw
+
+        draw(comparison.view(), width=_width())
     else:
-        text = comparison.to_text() if options.output else comparison.to_text(width=_width())
-    _put(text, options.format, options.output)
+        made = {"text": comparison.to_text, "markdown": comparison.to_markdown, "json": comparison.to_json}
+        _put(made[options.format](), options.format, options.output)
 
 
 def _put(text: str, form: str, output: str | None) -> None:

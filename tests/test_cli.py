@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tests.pages import residual
 from tests.test_compare import OTHER
 from tests.test_compare import TEXT as COMPARED
 from tests.test_view import TEXT as SHOWN
+from tests.test_view import Stream
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,23 @@ def stored(tmp_path: Path) -> tuple[str, str]:
 def test_show(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", stored[0]]) == 0
     assert capsys.readouterr().out == SHOWN + "\n"
+
+
+def test_a_terminal_is_written_to_in_colour(stored: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same characters; but not in ASCII, which is for what takes no more."""
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for arguments, plain in ((["show", stored[0]], SHOWN), (["compare", *stored], COMPARED)):
+        stream = Stream("utf-8", terminal=True)
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main(arguments) == 0
+        assert "\x1b[1m" in stream.written()
+        text = re.sub("\x1b\\[[0-9;]*m", "", stream.written())
+        assert "\n".join(line.rstrip() for line in text.split("\n")) == plain + "\n"
+    monkeypatch.setattr("sys.stdout", stream := Stream("utf-8", terminal=True))
+    assert main(["show", stored[0], "--ascii", "--width", "60"]) == 0
+    assert stream.written() == SUMMARY.to_text(width=60, ascii_only=True) + "\n"
 
 
 def test_compare(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,10 +187,10 @@ def test_an_error_that_nobody_foresaw_is_status_2_too(
 ) -> None:
     """Never 1, which says that a comparison is over a gate."""
 
-    def planted(summary: ModelSummary, *, width: int) -> str:
+    def planted(*_: object) -> ModelSummary:
         raise OverflowError("on purpose")
 
-    monkeypatch.setattr("summarycb.ModelSummary.to_text", planted)
+    monkeypatch.setattr("summarycb.serialize.load", planted)
     assert main(["show", stored[0]]) == 2
     assert capsys.readouterr().err == "summarycb: OverflowError: on purpose\n"
 
