@@ -1,4 +1,4 @@
-"""The pictures in the README: the summary of the demo's GPT in a terminal, and its page in a light and a dark browser.
+"""The pictures in the README, of the demo's GPT: a terminal, a light and a dark browser, and figures for papers.
 
     python examples/pictures.py FOLDER
 
@@ -28,9 +28,16 @@ from summarycb.view import select
 WIDTH = 100  # columns
 SIZE = (1180, 1400)  # CSS pixels
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars"
-).split()
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -55,6 +62,8 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     summary = observed()
     terminal(summary, folder / "terminal.svg")
+    summary.plot_costs(metric="saved_activations").savefig(folder / "costs.png", dpi=180)
+    summary.plot_memory().savefig(folder / "memory.png", dpi=180)
     for scheme in ("light", "dark"):
         page(summary, scheme, folder / f"report-{scheme}.png")
 
@@ -73,7 +82,7 @@ def terminal(summary: ModelSummary, path: Path) -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
     for line in render(select(summary), WIDTH):
         console.print(line, soft_wrap=True)
-    path.write_text(console.export_svg(title="first training step", code_format=SVG, unique_id="terminal"))
+    path.write_text(console.export_svg(title="python train.py", code_format=SVG, unique_id="terminal"))
 
 
 def page(summary: ModelSummary, scheme: str, path: Path) -> None:
