@@ -17,9 +17,7 @@ from typing import Any
 from summarycb import __version__
 from summarycb.errors import SummaryError
 
-_REFERENCE = (
-    "a .json or .html file, or a tracker reference: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
-)
+_REFERENCE = "a .json or .html file, or a tracker's: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

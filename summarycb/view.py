@@ -129,9 +129,9 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...] | None:
 @collection_paused()
 def select(summary: ModelSummary, selection: Selection = Selection()) -> View:
     """The rows that are asked for, each with its whole subtree's figures, and the row of what ran outside."""
-    roots = _roots(summary, selection.fold)
+    roots = roots_of(summary, selection.fold)
     if selection.filter is not None and any(0 < sum(hits) < len(hits) for hits in _hits(roots, selection.filter)):
-        roots = _roots(summary, folded=False)  # some of the copies alone are asked for
+        roots = roots_of(summary, folded=False)  # some of the copies alone are asked for
     metric = main_metric(summary) if selection.metric == "forward_macs" else selection.metric
     columns = {**COLUMNS, **shares(metric, summary)}
     keys = check_columns(selection.columns) or default_columns(summary, metric)
@@ -151,7 +151,7 @@ def select(summary: ModelSummary, selection: Selection = Selection()) -> View:
     )
 
 
-def _roots(summary: ModelSummary, folded: bool) -> list[Item]:
+def roots_of(summary: ModelSummary, folded: bool) -> list[Item]:
     """The model and, where a step was observed, what ran outside of it, so that rows sum to the step."""
     roots = [fold(summary.root, folded)]
     return roots if summary.observed == "structure" else [*roots, Item(OUTSIDE, (outside_row(summary.outside),))]
@@ -266,43 +266,44 @@ class _Table:
             yield f"▸ has more below: {hidden:,} modules{why}; depth=None shows all"
 
     def _cells(self, item: Item) -> tuple[str, ...]:
-        return tuple([self._cell(item, column) for column in self._columns])
-
-    def _cell(self, item: Item, column: Column) -> str:
-        if column.key == "type" and item.copies and item.copies[0] is self._summary.root:
-            return ""  # it is the row's label
-        if len(item.copies) == 1:
-            return column.text(item.copies[0], self._summary)
-        if column.write is None and not item.copies:
-            return ", ".join(dict.fromkeys([self._cell(child, column) for child in item.children]))
-        return column.cell(self._values(item, column))
-
-    def _values(self, item: Item, column: Column) -> list[Any]:
-        """What each module that shares the row has; of a repeated sequence, what the modules of a period have."""
-        if item.copies:
-            return [column.value(copy, self._summary) for copy in item.copies]
-        if not column.adds:
-            return [""]
-        parts = [self._values(child, column) for child in item.children]
-        periods = len(parts[0]) // item.children[0].times
-        return [
-            _sum(
-                [
-                    value
-                    for child, values in zip(item.children, parts, strict=True)
-                    for value in values[period * child.times : (period + 1) * child.times]
-                ]
-            )
-            for period in range(periods)
-        ]
+        return tuple([cell(self._summary, item, column) for column in self._columns])
 
     def _order(self, item: Item, column: Column) -> tuple[int, Any]:
         """For sorting: figures descending, what has none last; texts ascending."""
         if column.write is None:
-            return 0, self._cell(item, column)
-        values = self._values(item, column)
+            return 0, cell(self._summary, item, column)
+        values = values_of(self._summary, item, column)
         known = [value for value in values if value is not None and value != ""]
         return (0, -max(known)) if known and None not in values else (1, 0)
+
+
+def cell(summary: ModelSummary, item: Item, column: Column) -> str:
+    """What a column says of a row."""
+    if column.key == "type" and item.copies and item.copies[0] is summary.root:
+        return ""  # it is the row's label
+    if column.write is None and not item.copies:
+        return ", ".join(dict.fromkeys([cell(summary, child, column) for child in item.children]))
+    return column.cell(values_of(summary, item, column))
+
+
+def values_of(summary: ModelSummary, item: Item, column: Column) -> list[Any]:
+    """What each module that shares the row has; of a repeated sequence, what the modules of a period have."""
+    if item.copies:
+        return [column.value(copy, summary) for copy in item.copies]
+    if not column.adds:
+        return [""]
+    parts = [values_of(summary, child, column) for child in item.children]
+    periods = len(parts[0]) // item.children[0].times
+    return [
+        _sum(
+            [
+                value
+                for child, values in zip(item.children, parts, strict=True)
+                for value in values[period * child.times : (period + 1) * child.times]
+            ]
+        )
+        for period in range(periods)
+    ]
 
 
 def _sum(values: Sequence[Any]) -> Any:

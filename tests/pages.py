@@ -86,7 +86,8 @@ def parse(page: str) -> Element:
 class Block(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.norm, self.up, self.act, self.down = nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)
+        self.norm, self.up = nn.LayerNorm(width), nn.Linear(width, inner)
+        self.act, self.down = nn.GELU(), nn.Linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(self.act(self.up(self.norm(x))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,8 @@ def test_what_is_said_of_a_module() -> None:
         *("state", "eval mode float32 on cpu frozen"),
         *("elements", "5 params 7 in buffers"),
         *("compute", "24 forward MACs 48 backward FLOPs 48 recomputed FLOPs"),
-        *("memory", "20 B weights 20 B gradients 40 B optimizer state 28 B buffers 8 B saved activations 16 B weight copies"),
+        "memory",
+        "20 B weights 20 B gradients 40 B optimizer state 28 B buffers 8 B saved activations 16 B weight copies",
         *("note", "head.weight is fc.weight, counted there"),
     ]
 
@@ -90,7 +92,7 @@ def test_boxes_are_as_wide_as_their_part_of_the_metric() -> None:
     page = parse(SUMMARY.to_html())
     macs = page.all("svg", "icicle")[1]
     boxes = [
-        (link.attributes["href"], box.attributes["x"], box.attributes["y"], box.attributes["width"], box.all("title")[0].text)
+        (link.attributes["href"], *map(box.attributes.get, ("x", "y", "width")), box.all("title")[0].text)
         for link in macs.all("a")
         for box in link.all("svg")
     ]
@@ -111,20 +113,21 @@ def test_what_is_unknown_is_drawn_as_unknown() -> None:
     assert [row[4] for row in rows(page)] == ["?", "48", "?", "6"]
     macs = page.all("div", "m1")[0]
     # fc's 48 and the 6 outside, of 54
-    assert [box.attributes["width"] for box in macs.all("svg") if "width" in box.attributes] == ["88.889%", "88.889%", "11.111%"]
+    widths = [box.attributes["width"] for box in macs.all("svg") if "width" in box.attributes]
+    assert widths == ["88.889%", "88.889%", "11.111%"]
     assert macs.all("p")[0].text == "fwd MACs: some of it is unknown; drawn is what is known, 54."
 
 
 def test_blocks_that_repeat_are_one_row_one_box_and_one_line_a_parameter() -> None:
     summary = residual()
     page = parse(summary.to_html())
-    h = [row[:2] for row in rows(page)]
-    assert h == [
+    inner = [("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")]
+    assert [row[:2] for row in rows(page)] == [
         ("0", "Residual"),
         ("1", "tokens Embedding"),
         ("1", "h ModuleList"),
-        *[("2", "0-11 ×12 Block"), ("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")],
-        *[("2", "12 Block"), ("3", "norm LayerNorm"), ("3", "up Linear"), ("3", "act GELU"), ("3", "down Linear")],
+        *[("2", "0-11 ×12 Block"), *inner],
+        *[("2", "12 Block"), *inner],
         ("1", "head Linear"),
         ("0", "(outside) loss, etc."),
     ]
@@ -142,10 +145,28 @@ def test_blocks_that_repeat_are_one_row_one_box_and_one_line_a_parameter() -> No
     assert [row[1] for row in rows(unfolded)[3::5]][:12] == [f"{i} Block" for i in range(12)]
 
 
+def test_without_the_extra_the_edges_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it says what to install; with it there is a drawing for each depth, and no list."""
+    summary = residual()
+    flow = next(e for e in parse(summary.to_html()).all("section") if e.attributes.get("id") == "dataflow")
+    assert len(flow.all("svg", "dataflow")) == 2
+    assert not flow.all("ul", "edges")
+    monkeypatch.setattr("summarycb.render.graph.find_spec", lambda name: None)
+    flow = next(e for e in parse(summary.to_html()).all("section") if e.attributes.get("id") == "dataflow")
+    assert not flow.all("svg")
+    assert flow.all("code")[0].text == "pip install 'summarycb[report]'"
+    edges = [line.text for line in flow.all("li")]
+    assert edges[:3] == [
+        "input → tokens: [2, 5] int64",
+        "tokens → 0-11.norm ×12: [2, 5, 8] float32",
+        "0-11.norm ×12 → 0-11.up ×12: [2, 5, 8] float32",
+    ]
+
+
 def test_memory_through_the_step_is_stacked_to_its_peak() -> None:
     page = parse(SUMMARY.to_html())
     drawing = page.all("svg", "memory")[0]
-    assert drawing.attributes["data-stretches"] == '["340 B \\u00b7 forward \\u00b7 head", "512 B \\u00b7 backward \\u00b7 fc"]'
+    assert json.loads(drawing.attributes["data-stretches"] or "") == ["340 B · forward · head", "512 B · backward · fc"]
     # from the top down, over 1000 units for 512 x 1.06 bytes. First 80 + 28 + 160 + 16 + 32 + 24 = 340, then 512
     top = 512 * 1.06
     heights = {  # of each kind and all that are below it, in both moments
@@ -220,7 +241,7 @@ def test_the_policy_allows_the_one_style_and_the_one_script_and_nothing_is_fetch
         assert not [name for name in element.attributes if name.startswith("on")]
         assert element.attributes.get("href", "#").startswith("#")  # type: ignore[union-attr]
         assert not {"src", "srcset", "xlink:href", "data", "action", "poster"} & element.attributes.keys()
-    assert not re.search(r"url\(|@import|https?://", text)
+    assert not re.search(r"url\(|@import|https?://", text.replace('xmlns="http://www.w3.org/2000/svg"', ""))
 
 
 @pytest.mark.parametrize("render", [ModelSummary.to_html, ModelSummary._repr_html_], ids=["page", "fragment"])
@@ -264,12 +285,19 @@ def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_page_of_gpt2_is_at_most_150_kilobytes() -> None:
-    """Twelve layers, and all of a step: forward, backward and its memory."""
-    model = GPT2LMHeadModel(GPT2Config()).train()
-    summary = summarycb.summarize(model, input_size=(2, 256), dtypes=[torch.int64], device="meta", backward=True)
+    """Twelve layers at their real size, and all of a step: its dataflow, and its memory forward and backward."""
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(loss_type="ForCausalLM")).train()
+        ids = torch.zeros(2, 256, dtype=torch.int64)
+    with summarycb.observe(model, torch.optim.AdamW(model.parameters())) as observation:
+        model(input_ids=ids, labels=ids)["loss"].backward()
+    summary = observation.summary
+    assert summary is not None
     assert len(summary.modules) == 164
     assert len(summary.memory.timeline) > 100
-    assert len(summary.to_html().encode()) <= 150_000
+    page = summary.to_html()
+    assert len(parse(page).all("svg", "dataflow")) == 4
+    assert len(page.encode()) <= 150_000
 
 
 def test_a_tree_deeper_than_pythons_stack() -> None:

@@ -1,4 +1,4 @@
-"""The page in Chromium, opened from disk, without a network: what a reader does with it works, and nothing else happens.
+"""The page in Chromium, from disk and without a network: what a reader does with it works, and nothing else happens.
 
 Skipped where there is no Chromium; ``.ci/run`` installs Debian's.
 """
@@ -54,8 +54,7 @@ class Browser:
 
     def requests(self) -> list[str]:
         found = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
-        return [url for url in urls if not url.startswith("chrome://")]  # Chromium's own first tab
+        return [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
 
     def run(self, script: str, *arguments: object) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -89,6 +88,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     try:
         driver.set_page_load_timeout(SECONDS)
         driver.set_script_timeout(SECONDS)
+        driver.get("about:blank")  # leaves Chromium's own first page, which makes requests
         yield driver
     finally:
         driver.quit()
@@ -206,9 +206,32 @@ def test_the_memory_says_what_was_alive_where_the_pointer_is(browser: Browser, p
     said = browser.run(
         "const chart = document.getElementById('stretches'), { left, width, top } = chart.getBoundingClientRect();"
         "return [0.001, 0.999].map(part => { chart.dispatchEvent(new PointerEvent('pointermove',"
-        " { clientX: left + part * width, clientY: top + 50 })); return document.getElementById('readout').textContent; })"
+        " { clientX: left + part * width, clientY: top + 50 }));"
+        " return document.getElementById('readout').textContent; })"
     )
     assert [" · ".join(text.split(" · ")[1:]) for text in said] == ["forward", "optimizer"]
+
+
+def test_the_graph_is_drawn_and_selects_the_row(browser: Browser, page: str) -> None:
+    """One drawing for each depth; a node leads to its module's row, and a row to its nodes."""
+    browser.open(page)
+    drawn = (
+        "return [...document.querySelectorAll('.graph')].filter(one => one.checkVisibility())"
+        ".map(one => [...one.querySelectorAll('.node .name')].map(name => name.textContent))"
+    )
+    (deep,) = browser.run(drawn)
+    browser.find("label[for=g0]").click()
+    (shallow,) = browser.run(drawn)
+    assert {"tokens", "head"} < set(shallow) < set(deep) | {"h.0-11", "h.12"}
+    assert "add" in deep
+    browser.find('.g0 [data-path="head"]').click()
+    assert browser.find(".on > .row bdi").text == "head"
+    browser.find("#r1 > .row").click()
+    assert [one.get_attribute("data-path") for one in browser.driver.find_elements("css selector", ".g0 .node.on")] == [
+        "tokens"
+    ]
+    for node in browser.driver.find_elements("css selector", ".g0 .node rect"):
+        assert node.size["width"] > 20
 
 
 def test_names_are_inert(browser: Browser) -> None:

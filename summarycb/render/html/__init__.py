@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from summarycb import __version__, units
-from summarycb.columns import COLUMNS, Column, main_metric
+from summarycb.columns import COLUMNS, Column, default_columns, main_metric
 from summarycb.embed import embed
 from summarycb.garbage import collection_paused
 from summarycb.graph import Graph, contract
@@ -30,11 +30,12 @@ from summarycb.render.html.icicle import icicle
 from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
-from summarycb.view import Selection, clean, default_columns
-from summarycb.view import _roots as roots_of
+from summarycb.view import Selection, clean, roots_of
 
 _FOLDER = Path(__file__).parent
 _FRAGMENT_ROWS = 1000
+_DRAWN_NODES = 30
+"""The deepest drawing with at most so many is shown at first."""
 _MOST_INDENT = 24
 
 
@@ -48,16 +49,20 @@ class Tile:
 
 
 @collection_paused()
-def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
-    """The page. Its tree has every level, of which ``selection.depth`` are open at first, and sorts and filters itself."""
-    shown = _columns(summary, selection.columns)
+def to_html(summary: ModelSummary, selection: Selection) -> str:
+    """The page. Its tree has every level, ``selection.depth`` of them open at first, and sorts and filters itself."""
     metric = main_metric(summary) if selection.metric == Selection().metric else selection.metric
+    shown = _columns(selection.columns or default_columns(summary, metric))
     figures = metrics(summary, metric)
     roots = roots_of(summary, selection.fold)
     lines = rows(summary, roots, shown, figures)
     flows = drawings(summary)
-    style = (STYLE if flows else "") + _asset("style.css") + f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
-    style += "".join([f"body:has(#m{i}:checked) .m:not(.m{i}){{display:none}}" for i in range(len(figures))])
+    style = (STYLE if flows else "") + _asset("style.css")
+    style += f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
+    for kind, count in (("m", len(figures)), ("g", len(flows))):
+        style += "".join(
+            [f"body:has(#{kind}{i}:checked) .{kind}:not(.{kind}{i}){{display:none}}" for i in range(count)]
+        )
     script = _asset("page.js")
     page = _environment().get_template("page.html.j2")
     return page.render(
@@ -83,6 +88,7 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
         columns=shown,
         opened=_opened(lines, selection.depth),
         drawings=flows,
+        drawn=max([i for i, one in enumerate(flows) if one.svg.count('"node') <= _DRAWN_NODES], default=0),
         edges=[] if flows or summary.dataflow is None else [*_edges(contract(summary, fold=selection.fold))],
         timeline=timeline(summary.memory, summary.root.type_name),
     )
@@ -91,27 +97,30 @@ def to_html(summary: ModelSummary, selection: Selection = Selection()) -> str:
 @collection_paused()
 def to_fragment(summary: ModelSummary) -> str:
     """The headline and the tree for a notebook's cell: no script, and a style that no other cell sees."""
-    shown, roots = _columns(summary, None), roots_of(summary, True)
-    figures = [COLUMNS[main_metric(summary)]]
+    metric, roots = main_metric(summary), roots_of(summary, True)
+    shown, figures = _columns(default_columns(summary, metric)), [COLUMNS[metric]]
     deepest = _deepest(rows(summary, roots, (), ()), _FRAGMENT_ROWS)
     lines = rows(summary, roots, shown, figures, deepest)
-    return _environment().get_template("fragment.html.j2").render(
-        style=Markup(_asset("fragment.css") + _steps(lines, ".summarycb ")),
-        widths=_widths(shown, lines),
-        title=summary.root.type_name,
-        headline=[*headline(summary, roots)],
-        notes=_notes(summary),
-        metric=figures[0],
-        rows=lines,
-        columns=shown,
-        opened=_opened(lines, 2),
-        shortened=deepest + 1 if len(lines) < sum([1 for root in roots for _ in root.walk()]) else None,
+    return (
+        _environment()
+        .get_template("fragment.html.j2")
+        .render(
+            style=Markup(_asset("fragment.css") + _steps(lines, ".summarycb ")),
+            widths=_widths(shown, lines),
+            title=summary.root.type_name,
+            headline=[*headline(summary, roots)],
+            notes=_notes(summary),
+            metric=figures[0],
+            rows=lines,
+            columns=shown,
+            opened=_opened(lines, 2),
+            shortened=deepest + 1 if len(lines) < sum([1 for root in roots for _ in root.walk()]) else None,
+        )
     )
 
 
-def _columns(summary: ModelSummary, columns: Sequence[str] | None) -> list[Column]:
+def _columns(keys: Sequence[str]) -> list[Column]:
     """Those that a row has beside its name, its type, and its share of the metric."""
-    keys = default_columns(summary) if columns is None else columns
     return [COLUMNS[key] for key in keys if key not in ("type", "percent", "bar")]
 
 

@@ -1,4 +1,4 @@
-"""Items -> icicles: one box for each row, as wide as its part of a metric, below its parent's. Must not import torch."""
+"""Items -> icicles: a box for each row, as wide as its part of a metric, below its parent's. Must not import torch."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@
   const paths = rows.map((row) => JSON.parse(row.dataset.paths));
   const texts = rows.map((row, place) => [row.querySelector(".name").textContent, ...paths[place]].join("\n").toLowerCase());
   const rowOf = new Map(rows.flatMap((row, place) => paths[place].map((path) => [path, row])));
+  const nodes = [...document.querySelectorAll(".graph [data-path]")];
   const parent = (row) => row.parentElement.closest("details[id]");
   const children = (row) => [...row.children].filter((child) => child.id);
 
@@ -19,6 +20,7 @@
     selected = row;
     row.classList.add("on");
     document.querySelectorAll(`.icicle a[href="#${row.id}"]`).forEach((box) => box.classList.add("on"));
+    for (const node of nodes) node.classList.toggle("on", rowOf.get(node.dataset.path) === row);
     reveal(row);
     if (scroll) row.firstElementChild.scrollIntoView({ block: "nearest" });
     const title = document.createElement("h3"), body = [...row.children].find((child) => child.matches(".body"));

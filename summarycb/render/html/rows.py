@@ -10,7 +10,8 @@ from summarycb import units
 from summarycb.columns import COLUMNS, Column
 from summarycb.fold import Item, path_of
 from summarycb.specs import ParameterSpec, spec_text
-from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary, add
+from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary
+from summarycb.view import cell, values_of
 
 MOST_LEVELS = 100
 """Browsers stop nesting at a few hundred elements; what is deeper is shown at this level."""
@@ -86,7 +87,7 @@ def rows(
     while stack:
         item, level, above = stack.pop()
         path = path_of(item, above)
-        values = tuple([_figure(item, metric, summary) for metric in metrics])
+        values = tuple([_most(values_of(summary, item, metric)) for metric in metrics])
         found.append(
             Row(
                 number=len(found),
@@ -96,9 +97,9 @@ def rows(
                 type_name=type_name(item),
                 same_as=_same_as(item),
                 paths=tuple([copy.path for copy in item.copies]),
-                cells=tuple([_cell(item, column, summary) for column in columns]),
+                cells=tuple([_cell(summary, item, column) for column in columns]),
                 values=values,
-                shares=tuple([_share(place, value, whole) for place, (value, whole) in enumerate(zip(values, wholes, strict=True))]),
+                shares=tuple(map(_share, range(len(wholes)), values, wholes)),
                 colour=None if item.children else colours.get(type_name(item)),
             )
         )
@@ -121,12 +122,10 @@ def _same_as(item: Item) -> str:
     return "" if shared is None else shared or "the root"
 
 
-def _figure(item: Item, column: Column, summary: ModelSummary) -> int | None:
-    """The largest of the copies' figures; of a sequence, the sum over one period."""
-    if item.copies:
-        figures = [column.value(copy, summary) for copy in item.copies]
-        return None if None in figures else max(figures)
-    return add(*[_figure(child, column, summary) for child in item.children])
+def _most(values: Sequence[int | None]) -> int | None:
+    """The figure of the copy that has most."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
 
 
 def _share(place: int, value: int | None, whole: int | None) -> Share:
@@ -146,11 +145,8 @@ def _colours(summary: ModelSummary, roots: Sequence[Item], metrics: Sequence[Col
     return {name: place for place, (name, weight) in enumerate(weights.most_common(COLOURS)) if weight}
 
 
-def _cell(item: Item, column: Column, summary: ModelSummary) -> tuple[str, str]:
-    if item.copies:
-        text = column.cell([column.value(copy, summary) for copy in item.copies])
-    else:
-        text = column.cell([_figure(item, column, summary)]) if column.adds else ""
+def _cell(summary: ModelSummary, item: Item, column: Column) -> tuple[str, str]:
+    text = cell(summary, item, column)
     return "shape" if column.justify == "left" else "zero r" if text in ("0", "0 B") else "r", text
 
 
@@ -193,7 +189,11 @@ def _calls(module: ModuleSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
 _FROZEN = {"no": "frozen", "partly": "partly frozen"}
 _FIGURES = {
     "elements": {"params": "params", "buffers": "in buffers"},
-    "compute": {"forward_macs": "forward MACs", "backward_flops": "backward FLOPs", "recompute_flops": "recomputed FLOPs"},
+    "compute": {
+        "forward_macs": "forward MACs",
+        "backward_flops": "backward FLOPs",
+        "recompute_flops": "recomputed FLOPs",
+    },
     "memory": {
         "parameter_bytes": "weights",
         "gradients": "gradients",
