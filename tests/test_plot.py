@@ -18,9 +18,10 @@ from matplotlib.text import Annotation, Text
 
 import summarycb
 from summarycb import ModelSummary, SummaryError
+from summarycb.columns import METRICS
 from summarycb.errors import missing
 from summarycb.step import Environment, Memory, Moment
-from summarycb.tree import Amounts, ModuleSummary, Work
+from summarycb.tree import ModuleSummary, Work
 from tests.literal import FC, HEAD, ROOT, SUMMARY
 from tests.trainings import CASES
 
@@ -71,25 +72,29 @@ def test_a_bar_for_each_block_divided_by_types() -> None:
     assert_whole(figure)
 
 
-@pytest.mark.parametrize(
-    ("metric", "known"),
-    [
-        ("params", {"fc": 15, "head": 5}),
-        ("trainable_params", {"fc": 15}),
-        ("buffers", {"head": 7}),
-        ("parameter_bytes", {"fc": 60, "head": 20}),
-        ("gradients", {"fc": 60, "head": 20}),
-        ("optimizer_state", {"fc": 120, "head": 40}),
-        ("forward_macs", {"fc": 48, "head": 24, "(outside)": 6}),
-        ("backward_macs", {"fc": 48, "head": 24, "(outside)": 12}),
-        ("recompute_macs", {"head": 24}),
-        ("saved_activations", {"fc": 64, "head": 8, "(outside)": 12}),
-        ("weight_copies", {"head": 16}),
-    ],
-)
-def test_every_metric(metric: str, known: dict[str, int]) -> None:
-    assert metric in Amounts._fields
-    assert {label: sum(parts.values()) for label, parts in bars(SUMMARY.plot_costs(metric=metric)).items()} == known
+BY_METRIC = {
+    "params": {"fc": 15, "head": 5},
+    "trainable_params": {"fc": 15},
+    "buffers": {"head": 7},
+    "parameter_bytes": {"fc": 60, "head": 20},
+    "gradients": {"fc": 60, "head": 20},
+    "optimizer_state": {"fc": 120, "head": 40},
+    "forward_macs": {"fc": 48, "head": 24, "(outside)": 6},
+    "backward_macs": {"fc": 48, "head": 24, "(outside)": 12},
+    "forward_flops": {"fc": 2 * 48, "head": 2 * 24, "(outside)": 2 * 6},
+    "backward_flops": {"fc": 2 * 48, "head": 2 * 24, "(outside)": 2 * 12},
+    "recompute_flops": {"head": 2 * 24},
+    "local_params": {"fc": 15, "head": 5},
+    "buffer_bytes": {"head": 28},
+    "saved_activations": {"fc": 64, "head": 8, "(outside)": 12},
+    "weight_copies": {"head": 16},
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric(metric: str) -> None:
+    drawn = bars(SUMMARY.plot_costs(metric=metric))
+    assert {label: sum(parts.values()) for label, parts in drawn.items()} == BY_METRIC[metric]
 
 
 def test_the_axis_is_in_the_largest_unit_that_fits() -> None:
@@ -181,13 +186,13 @@ def test_types_without_a_colour_of_their_own_are_together() -> None:
 
 
 def test_wrong_arguments_say_what_is_allowed() -> None:
-    with pytest.raises(SummaryError, match=r"^there is no metric 'flops' to plot; allowed: params, .*, weight_copies$"):
+    with pytest.raises(SummaryError, match=r"^there is no metric 'flops'; allowed: params, .*, weight_copies$"):
         SUMMARY.plot_costs(metric="flops")
     with pytest.raises(SummaryError, match=r"^depth must be None"):
         SUMMARY.plot_costs(depth=-1)
     structure = ModelSummary(ROOT, Work(), Memory(), Environment("0.1.0"))
-    with pytest.raises(SummaryError, match=r"^nothing to plot: recompute_macs is unknown, or 0, in every module$"):
-        replace(structure, root=FC).plot_costs(metric="recompute_macs")
+    with pytest.raises(SummaryError, match=r"^nothing to plot: recompute_flops is unknown, or 0, in every module$"):
+        replace(structure, root=FC).plot_costs(metric="recompute_flops")
     with pytest.raises(SummaryError, match=r"^nothing to plot: the summary has no memory through the step$"):
         structure.plot_memory()
 

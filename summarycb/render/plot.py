@@ -15,29 +15,29 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from summarycb import units
+from summarycb.columns import COLUMNS, METRICS
 from summarycb.errors import SummaryError, missing
 from summarycb.step import Moment
-from summarycb.tree import ModelSummary, ModuleSummary, add, outside_row
+from summarycb.tree import ModelSummary, ModuleSummary, add, flops, outside_row
 from summarycb.view import check_depth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_METRICS = {
+_TITLES = {  # of what the terminal has no room for
     "params": "parameters",
     "trainable_params": "trainable parameters",
-    "buffers": "buffers",
+    "local_params": "parameters on this rank",
     "parameter_bytes": "weights",
-    "gradients": "gradients",
     "optimizer_state": "optimizer state",
     "forward_macs": "forward MACs",
+    "forward_flops": "forward FLOPs",
     "backward_macs": "backward MACs",
-    "recompute_macs": "recomputed MACs",
+    "backward_flops": "backward FLOPs",
+    "recompute_flops": "recomputed FLOPs",
     "saved_activations": "saved activations",
-    "weight_copies": "weight copies",
 }
-_COUNTS = {"params", "trainable_params", "buffers", "forward_macs", "backward_macs", "recompute_macs"}  # not bytes
 _KINDS = {  # from below: what stays, then what comes and goes
     "parameters": ("weights", "#0072B2"),
     "buffers": ("buffers", "#999999"),
@@ -67,24 +67,32 @@ class _Bar:
         """What is known of it, by the type of the module that has it."""
         found: Counter[str] = Counter()
         for module in self.modules:
-            found[module.type_name] += getattr(module.own, metric) or 0
+            found[module.type_name] += _own(module, metric) or 0
         return +found
 
     def total(self, metric: str) -> int | None:
-        return add(*[getattr(module.own, metric) for module in self.modules])
+        return add(*[_own(module, metric) for module in self.modules])
+
+
+def _own(module: ModuleSummary, metric: str) -> int | None:
+    if metric.endswith("_flops"):
+        return flops(getattr(module.own, metric.replace("_flops", "_macs")))
+    return getattr(module.own, metric)  # type: ignore[no-any-return]
 
 
 def plot_costs(summary: ModelSummary, *, metric: str = "forward_macs", depth: int | None = None) -> Figure:
     """A bar for each block, ``depth`` levels below the root, in the colours of the types of module that are in it."""
-    if metric not in _METRICS:
-        raise SummaryError(f"there is no metric {metric!r} to plot; allowed: {', '.join(_METRICS)}")
+    if metric not in METRICS:
+        raise SummaryError(f"there is no metric {metric!r}; allowed: {', '.join(METRICS)}")
     bars = _shown(summary, metric, check_depth(depth))
     parts, totals = [bar.parts(metric) for bar in bars], [bar.total(metric) for bar in bars]
     sums = sum(parts, Counter[str]())
     if not sums:
         raise SummaryError(f"nothing to plot: {metric} is unknown, or 0, in every module")
-    whole, text = add(*totals), units.count if metric in _COUNTS else units.nbytes
-    scale, prefix = _scale(max(part.total() for part in parts), metric in _COUNTS)
+    whole, in_bytes = add(*totals), COLUMNS[metric].write is units.nbytes
+    text = units.nbytes if in_bytes else units.count
+    scale, prefix = _scale(max(part.total() for part in parts), in_bytes)
+    title = _TITLES.get(metric, COLUMNS[metric].title)
     colours: dict[str | None, str] = dict(zip((name for name, _ in sums.most_common()), _COLOURS, strict=False))
 
     with _figure(0.75 + 0.19 * len(bars)) as figure:
@@ -121,7 +129,7 @@ def plot_costs(summary: ModelSummary, *, metric: str = "forward_macs", depth: in
         axes.set_xlim(0, 1.01 * max(left))
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_yticks(range(len(bars)), [_short(bar.label) for bar in bars])
-        axes.set_xlabel(f"{_METRICS[metric]} [{prefix}]" if prefix else _METRICS[metric], fontsize=_FONT)
+        axes.set_xlabel(f"{title} [{prefix}]" if prefix else title, fontsize=_FONT)
         _finish(figure, axes, "x")
     return figure
 
@@ -179,7 +187,7 @@ def plot_memory(summary: ModelSummary) -> Figure:
         raise SummaryError("nothing to plot: the summary has no memory through the step")
     peak = max(range(len(timeline)), key=lambda i: timeline[i].total)
     most = timeline[peak].total
-    scale, prefix = _scale(most, counts=False)
+    scale, prefix = _scale(most, in_bytes=True)
 
     blocks = [run for run in _runs(_block_names(summary, timeline)) if run[0] and _room(run, timeline) > 1.4 * _FONT]
     with _figure(2.7 + 0.065 * max([len(_short(name)) for name, _, _ in blocks], default=0)) as figure:
@@ -202,10 +210,9 @@ def plot_memory(summary: ModelSummary) -> Figure:
             phase, start, end = run
             if any(moment.phase == "recompute" for moment in timeline[start:end]):
                 phase = "backward and recomputation"
-            if start:
-                axes.axvline(start, color="#444444", linewidth=0.6)
             fits = _room(run, timeline) > 0.6 * _FONT * len(phase)
             if fits or end == len(timeline):  # the optimizer's is short, and the last
+                axes.axvline(start, color="#444444", linewidth=0.6 if start else 0)
                 axes.text(
                     (start + end) / 2 if fits else end,
                     1.02,
@@ -279,9 +286,11 @@ def _finish(figure: Figure, axes: Axes, grid: Literal["x", "y"]) -> None:
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=_FONT, handlelength=1)
 
 
-def _scale(most: int, counts: bool) -> tuple[int, str]:
+def _scale(most: int, in_bytes: bool) -> tuple[int, str]:
     """By what the axis' numbers are divided, and the prefix that says so."""
-    base, prefixes = (1000, ("", "K", "M", "G", "T", "P", "E")) if counts else (1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    base, prefixes = (
+        (1024, ("B", "KiB", "MiB", "GiB", "TiB")) if in_bytes else (1000, ("", "K", "M", "G", "T", "P", "E"))
+    )
     power = 0
     while most >= base ** (power + 1) and power < len(prefixes) - 1:
         power += 1
