@@ -21,8 +21,8 @@ from summarycb.collect.calls import (
     UNPLACED,
     Calls,
 )
-from summarycb.collect.failures import Raised
 from summarycb.collect.dataflow import Flow
+from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
 from summarycb.collect.memory import Memory as MemoryRecords
 from summarycb.collect.memory import Stretch, storage_bytes

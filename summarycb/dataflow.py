@@ -39,10 +39,10 @@ class FlowEdge:
 class FlowNode:
     """One thing that data comes from or goes to.
 
-    ``"module"``: the call of a module; ``"op"``: an operation called ``name``, run by the module of ``call``, or outside
-    of modules; ``"input"`` and ``"output"``: what the model was given and gave, by key or position, the loss that
-    backward began with, and tensors from before the step, without a name; ``"parameter"``: one, or a buffer, of the
-    module in place ``module``. ``output`` is which of the known tensors it made, None where it made several.
+    ``"module"``: the call of a module; ``"op"``: an operation called ``name``, run by the module of ``call``, or
+    outside of modules; ``"input"`` and ``"output"``: what the model was given and gave, by key or position, the loss
+    that backward began with, and tensors from before the step, without a name; ``"parameter"``: one, or a buffer, of
+    the module in place ``module``. ``output`` is which of the known tensors it made, None where it made several.
     """
 
     kind: FlowKind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 from summarycb.dataflow import Dataflow, FlowKind
 from summarycb.errors import SummaryError
@@ -60,9 +60,7 @@ class Graph:
     groups: tuple[Group, ...] = ()
 
 
-def contract(
-    summary: ModelSummary, *, depth: int | None = 2, fold: bool = True, parameters: bool = False
-) -> Graph:
+def contract(summary: ModelSummary, *, depth: int | None = 2, fold: bool = True, parameters: bool = False) -> Graph:
     """The graph of ``summary.dataflow``.
 
     ``depth`` is how many calls within one another are told apart: 0 is the model as one node, 1 what it calls and
@@ -107,21 +105,21 @@ class _Contraction:
     Units and calls that are taken apart are the *items* of the call that they ran in: a tree of execution, in order.
     """
 
-    def __init__(
-        self, summary: ModelSummary, flow: Dataflow, depth: int | None, fold: bool, parameters: bool
-    ) -> None:
+    def __init__(self, summary: ModelSummary, flow: Dataflow, depth: int | None, fold: bool, parameters: bool) -> None:
         self._flow = flow
         self._modules = list(summary.root.walk())
         self._levels = _levels(flow)
         self._units: list[int] = []  # the node of each, the first of a call's
         self._calls: list[int | None] = []  # the call of each, where it is one
         self._items: dict[int | None, list[tuple[bool, int]]] = defaultdict(list)  # is it a call, and which
+        self._kinds: list[int] = []
         self._same: dict[int, int] = {}
         self._steps: set[tuple[int, int]] = set()
         self._groups: list[tuple[str, int, list[int]]] = []
         self._unit_of = self._contracted(depth, parameters)
         self._edges: dict[tuple[int, int], dict[int | None, None]] = {}
         self._sources: dict[int, set[int]] = defaultdict(set)
+        self._targets: dict[int, set[int]] = defaultdict(set)
         for target, node in enumerate(flow.nodes):
             b = self._unit_of[target]
             for edge in node.inputs:
@@ -131,6 +129,7 @@ class _Contraction:
                     made = flow.nodes[edge.source].output if self._calls[b] not in (None, node.call) else None
                     self._edges.setdefault((a, b), {})[edge.tensor if made is None else made] = None
                     self._sources[b].add(a)
+                    self._targets[a].add(b)
         if fold:
             self._fold(summary)
 
@@ -156,10 +155,12 @@ class _Contraction:
             groups.append(Group(label, times, tuple(sorted(place[unit] for unit in within))))
         return Graph(
             nodes=tuple([self._node(place[unit], unit, len(found), labels) for unit, found in copies.items()]),
-            edges=tuple([
-                Edge(place[a], place[b], self._text(list(tensors), len(copies[a]) > 1 or len(copies[b]) > 1))
-                for (a, b), tensors in edges.items()
-            ]),
+            edges=tuple(
+                [
+                    Edge(place[a], place[b], self._text(list(tensors), len(copies[a]) > 1 or len(copies[b]) > 1))
+                    for (a, b), tensors in edges.items()
+                ]
+            ),
             groups=tuple(groups),
         )
 
@@ -216,14 +217,14 @@ class _Contraction:
         alike = _alike(summary)
         numbers: dict[Hashable, int] = {}
         kind_of_call: dict[int, int] = {}
+        for unit, place in enumerate(self._units):
+            node = self._flow.nodes[place]
+            key = (node.kind, node.name) if self._calls[unit] is None else alike[self._path(unit)]
+            self._kinds.append(numbers.setdefault(key, len(numbers)))
 
         def kind(item: tuple[bool, int]) -> int:
             is_call, which = item
-            if is_call:
-                return kind_of_call[which]
-            call = self._calls[which]
-            key = self._flow.nodes[self._units[which]].name if call is None else ("", alike[self._path(which)])
-            return numbers.setdefault(key, len(numbers))
+            return kind_of_call[which] if is_call else self._kinds[which]
 
         kinds: dict[int | None, list[int]] = {}
         for number in sorted((n for n in self._items if n is not None), reverse=True):
@@ -231,27 +232,24 @@ class _Contraction:
             module = alike[self._modules[self._flow.calls[number].module].path]
             kind_of_call[number] = numbers.setdefault((module, *kinds[number]), len(numbers))
         kinds[None] = list(map(kind, self._items[None]))
-        done: set[int] = set()
-        for number in (None, *sorted(n for n in self._items if n is not None)):
-            if number in done:
-                done |= {which for is_call, which in self._items[number] if is_call}
+        done: set[int | None] = set()
+        for caller in sorted(self._items, key=lambda number: -1 if number is None else number):
+            if caller in done:
+                done |= {which for is_call, which in self._items[caller] if is_call}
             else:
-                done |= self._fold_items(self._items[number], kinds[number])
+                done |= self._fold_items(self._items[caller], kinds[caller])
         self._fold_givers(alike)
 
     def _fold_givers(self, alike: Mapping[str, Hashable]) -> None:
         """The same parameter of each copy, and what each copy was given from before the step."""
-        targets: dict[int, list[int]] = defaultdict(list)
-        for source, target in self._edges:
-            targets[source].append(target)
         seen: dict[Hashable, int] = {}
-        for unit, reached in targets.items():
+        for unit, reached in self._targets.items():
             node = self._flow.nodes[self._units[unit]]
             if self._gives(unit):
                 first = frozenset(map(self._first, reached))
                 key = (node.kind, node.name, node.module and alike[self._path(unit)], first)
                 other = seen.setdefault(key, unit)
-                if not set(targets[other]) & set(reached):
+                if not self._targets[other] & reached:
                     self._same[unit] = other
 
     def _fold_items(self, items: Sequence[tuple[bool, int]], kinds: Sequence[int]) -> set[int]:
@@ -278,23 +276,34 @@ class _Contraction:
         return done
 
     def _steps_between(self, rounds: Sequence[Sequence[int]]) -> set[tuple[int, int]] | None:
-        """The edges from each round to the next; None where the rounds are not alike, or one reads of any other."""
+        """The edges from each round to the next; None where to draw one round would not tell what the others do."""
         places = {unit: (k, place) for k, units in enumerate(rounds) for place, unit in enumerate(units)}
-        within: list[set[tuple[int, int]]] = [set() for _ in rounds]
-        between: list[set[tuple[int, int]]] = [set() for _ in rounds]
+        inner, between, given, giving = ([set[tuple[int, int]]() for _ in rounds] for _ in range(4))
         steps: set[tuple[int, int]] = set()
+        reached: dict[int, set[int]] = defaultdict(set)
         for unit, (k, place) in places.items():
             for source in self._sources[unit]:
-                before, source_place = places.get(source, (None, 0))
-                if before == k:
-                    within[k].add((source_place, place))
+                before, source_place = places.get(source, (None, self._kinds[source]))
+                if before is None:
+                    given[k].add((source_place, place))
+                elif before == k:
+                    inner[k].add((source_place, place))
                 elif before == k - 1:
                     between[k].add((source_place, place))
                     steps.add((source, unit))
-                elif before is not None:
+                else:
                     return None
-        alike = all(one == within[0] for one in within) and all(one == between[1] for one in between[1:])
-        return steps if alike else None
+            for target in self._targets[unit] - places.keys():
+                giving[k].add((place, self._kinds[target]))
+                if self._flow.nodes[self._units[target]].kind != "output":
+                    reached[target].add(k)
+        # the first of those that follow each other is given what the others have from the one before, and the last
+        # gives what the others give to the next; what skips some of them would not be seen
+        skips = steps and any(len(by) > 1 for by in reached.values())
+        first, last = (1, len(rounds) - 1) if steps else (0, len(rounds))
+        alike = all(all(one == sets[0] for one in sets) for sets in (inner, between[1:], given[first:], giving[:last]))
+        ends = given[first] <= given[0] and giving[0] <= giving[-1]
+        return steps if alike and ends and not skips else None
 
     def _within(self, item: tuple[bool, int]) -> Iterator[int]:
         stack = [item]
@@ -311,7 +320,11 @@ class _Contraction:
     def _label(self, rounds: Sequence[Sequence[tuple[bool, int]]]) -> str:
         calls = [which if is_call else self._calls[which] for one in rounds for is_call, which in one]
         paths = [self._modules[self._flow.calls[call].module].path for call in calls if call is not None]
-        return ".".join(_span(list(dict.fromkeys(paths)))[-2:]) if paths else ""
+        if not paths:
+            return ""
+        if len({path.count(".") for path in paths}) > 1:
+            return " … ".join(".".join(path.split(".")[-2:]) for path in (paths[0], paths[-1]))
+        return ".".join(_span(list(dict.fromkeys(paths)))[-2:])
 
     def _first(self, unit: int) -> int:
         while unit in self._same:
@@ -332,7 +345,10 @@ class _Contraction:
         specs = [self._flow.tensors[tensor] for tensor in tensors if tensor is not None]
         alike = len({(len(spec.shape), spec.dtype) for spec in specs}) == 1
         if folded and alike and len(specs) == len(tensors):
-            sizes = [f"{min(size)}-{max(size)}" if len(set(size)) > 1 else f"{size[0]}" for size in zip(*[spec.shape for spec in specs], strict=True)]
+            sizes = [
+                f"{min(size)}-{max(size)}" if len(set(size)) > 1 else f"{size[0]}"
+                for size in zip(*[spec.shape for spec in specs], strict=True)
+            ]
             return f"[{', '.join(sizes)}] {specs[0].dtype}"
         texts = dict.fromkeys([*[f"{spec} {spec.dtype}" for spec in specs], *["?"] * (None in tensors)])
         return ", ".join(list(texts)[:_MOST_TENSORS]) + (", …" if len(texts) > _MOST_TENSORS else "")
@@ -388,13 +404,18 @@ def _range(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     numbers = [int(name) if name.isdecimal() and len(name) < 10 else None for name in names]
-    counts_on = None not in numbers and all(b - a == 1 for a, b in zip(numbers, numbers[1:]))  # type: ignore[operator]
+    counts_on = all(a is not None and b == a + 1 for a, b in pairwise(numbers))
     return f"{names[0]}-{names[-1]}" if counts_on else f"{names[0]}, {names[1]}" + (", …" if len(names) > 2 else "")
+
+
+def _to_a_name(span: Sequence[str]) -> int:
+    """How many of the last names there are up to one that is no number."""
+    return next((n for n, name in enumerate(reversed(span), 1) if not name[:1].isdecimal()), len(span))
 
 
 def _labels(spans: dict[int, list[str]]) -> dict[int, str]:
     """The last names of each path, as many as tell it from the others, and a number for calls of the same module."""
-    many = {unit: 2 if span[-1][:1].isdecimal() else 1 for unit, span in spans.items()}
+    many = {unit: _to_a_name(span) for unit, span in spans.items()}
     longest = max(map(len, spans.values()), default=0)
     for _ in range(longest):
         meant: dict[str, set[str]] = defaultdict(set)

@@ -1,7 +1,7 @@
 """ModelSummary <-> JSON, and ``load``. Must not import torch.
 
-The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``; those of
-which there are very many, the nodes and edges of the dataflow, are arrays of their fields. Modules
+The JSON is the tree itself: every dataclass is an object with its fields, described by ``summary.schema.json``; the
+nodes and edges of the dataflow, of which there are very many, are arrays of their fields. Modules
 are one flat list in definition order, each with the index of its parent, so that the nesting of the file does not grow
 with the model's. Reading never executes anything: JSON only, bounded in size, every field checked as it is declared.
 """
@@ -195,7 +195,7 @@ def _encode(value: Any) -> Any:
     if kind is tuple:
         return [_encode(item) for item in value]
     if kind in _ROWS:
-        return [_encode(getattr(value, name)) for name in _names(kind, "")]
+        return list(_encode_fields(value).values())
     if kind is Nested:
         return {"type": value.type_name, "items": [[name, _encode(item)] for name, item in value.items_]}
     if kind is Opaque:

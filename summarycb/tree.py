@@ -258,8 +258,8 @@ class ModelSummary:
     optimizer's step computed. ``observed`` is ``"structure"``, ``"forward"`` or ``"step"`` (a backward ran too).
     ``unplaced_backward_macs`` is all of the backward together, where it could not be told whose it is: then no row
     has any. ``incomplete`` holds the reasons for which parts are missing, empty when none is. ``failure`` is what the
-    step raised. ``dataflow`` is what flowed where in the forward. ``ranks`` holds, where several processes trained together, what each of them observed; all else is of
-    the process that made the summary.
+    step raised. ``dataflow`` is what flowed where in the forward. ``ranks`` holds, where several processes trained
+    together, what each of them observed; all else is of the process that made the summary.
     """
 
     root: ModuleSummary

@@ -107,13 +107,21 @@ def dataflows(draw: st.DrawFn) -> Dataflow:
     tensors = draw(st.lists(tensor, max_size=2, unique=True).map(tuple))
     callers = [draw(st.none() | st.integers(0, n - 1) if n else st.none()) for n in range(draw(st.integers(0, 3)))]
     count = draw(st.integers(0, 4))
-    edge = st.builds(FlowEdge, st.integers(0, count - 1), st.none() | st.sampled_from(range(len(tensors)))) if (
-        tensors and count
-    ) else st.builds(FlowEdge, st.integers(0, count - 1), st.none())
+    edge = (
+        st.builds(FlowEdge, st.integers(0, count - 1), st.none() | st.sampled_from(range(len(tensors))))
+        if (tensors and count)
+        else st.builds(FlowEdge, st.integers(0, count - 1), st.none())
+    )
     call = st.sampled_from(range(len(callers))) if callers else st.nothing()
     kinds = ["op", "input", "output"] + ["module"] * bool(callers)
     node = st.builds(
-        FlowNode, st.sampled_from(kinds), text, call if callers else st.none(), st.none(), st.none(), st.lists(edge, max_size=2).map(tuple)
+        FlowNode,
+        st.sampled_from(kinds),
+        text,
+        call if callers else st.none(),
+        st.none(),
+        st.none(),
+        st.lists(edge, max_size=2).map(tuple),
     ) | st.builds(FlowNode, st.just("parameter"), text, st.none(), st.just(0))
     nodes = tuple(draw(st.lists(node, min_size=count, max_size=count)))
     return Dataflow(tuple([FlowCall(0, caller) for caller in callers]), tensors, nodes)

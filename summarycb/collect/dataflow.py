@@ -1,8 +1,8 @@
 """What flows where in the forward, until the first backward begins.
 
 Of every storage the node that wrote it last is known, by a weak reference to the storage, so nothing is kept alive. A
-view is of the same storage, hence data passes through it by itself, and what is written in place is read by all. Where a
-module gives back no more than a view of what it was given, that tensor is known to come from the module.
+view is of the same storage, hence data passes through it by itself, and what is written in place is read by all. Where
+a module gives back no more than a view of what it was given, that tensor is known to come from the module.
 """
 
 from __future__ import annotations
@@ -175,9 +175,9 @@ class Flow:
         results = list(_operands(out))
         self._time += 1
         if owner == _OPEN and kind.copies:
-            sources = self._copied(kind.name, call, *read[::-1])
+            passed = self._copied(kind.name, call, *read[::-1])
             for tensor in results:
-                self._wrote(tensor, sources[0] if sources else _NOWHERE)
+                self._wrote(tensor, passed[0] if passed else _NOWHERE)
             return
         sources = [self._sources(tensor) for tensor in read]
         if owner == _OPEN and any(sources):
@@ -287,17 +287,19 @@ class Flow:
         return Dataflow(
             calls=tuple([FlowCall(made[c].slot, call_of.get(made[c].caller)) for c in calls]),
             tensors=tuple(self._tensors),
-            nodes=tuple([
-                FlowNode(
-                    node.kind,
-                    node.name,
-                    call_of.get(node.call),
-                    node.module,
-                    node.output,
-                    tuple([FlowEdge(new[source], spec) for source, spec in node.inputs if source in new]),
-                )
-                for node in (self._nodes[old] for old in kept)
-            ]),
+            nodes=tuple(
+                [
+                    FlowNode(
+                        node.kind,
+                        node.name,
+                        call_of.get(node.call),
+                        node.module,
+                        node.output,
+                        tuple([FlowEdge(new[source], spec) for source, spec in node.inputs if source in new]),
+                    )
+                    for node in (self._nodes[old] for old in kept)
+                ]
+            ),
         )
 
     def _path(self, call: int | None) -> Iterator[int]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from xml.sax.saxutils import escape, quoteattr
 
 from summarycb.errors import SummaryError
@@ -25,8 +26,8 @@ _MOST_CHARACTERS = 30
 
 STYLE = """\
 .dataflow{--graph-ink:#1f2328;--graph-dim:#656d76;--graph-line:#8c959f;--graph-card:#fff;--graph-edge:#b6bfc9;\
---graph-accent:#2f6fb0;--graph-band:#2f6fb012;--graph-page:#fff;font-family:system-ui,-apple-system,"Segoe UI",sans-serif;\
-font-size:12px;color:var(--graph-ink)}
+--graph-accent:#2f6fb0;--graph-band:#2f6fb012;--graph-page:#fff;\
+font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px;color:var(--graph-ink)}
 @media(prefers-color-scheme:dark){.dataflow{--graph-ink:#e6edf3;--graph-dim:#9198a1;--graph-line:#768390;\
 --graph-card:#1c2128;--graph-edge:#545d68;--graph-accent:#6cb0f5;--graph-band:#6cb0f514;--graph-page:#0d1117}}
 .dataflow text{fill:var(--graph-ink);text-anchor:middle}
@@ -56,13 +57,19 @@ class Drawing:
 
 def drawings(summary: ModelSummary) -> list[Drawing]:
     """One for each depth at which there is more to see, up to :data:`MOST_NODES`; none without fast-sugiyama."""
-    if find_spec("fast_sugiyama") is None:
+    try:
+        if find_spec("fast_sugiyama") is None:
+            return []
+    except ValueError:  # it is known not to be there
         return []
     graphs: dict[int, Graph] = {}
+    before: object = None
     for depth in depths(summary):
         graph = contract(summary, depth=depth)
-        if len(graph.nodes) <= MOST_NODES and graph not in graphs.values():
+        shape = len(graph.nodes), [(edge.source, edge.target) for edge in graph.edges]
+        if len(graph.nodes) <= MOST_NODES and shape != before:
             graphs[depth] = graph
+        before = shape
     return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in graphs.items()]
 
 
@@ -70,35 +77,41 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
     """The graph as SVG; ``style=False`` leaves :data:`STYLE` to the page that it is put in."""
     if layout not in LAYOUTS:
         raise SummaryError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
-    sizes = {node.id: _size(node) for node in graph.nodes}
     edges = [(edge.source, edge.target) for edge in graph.edges]
-    placed = LAYOUTS[layout](sizes, edges, _last(graph))
-    boxes = _Boxes(graph, placed, sizes)
-    bands = [(group, box) for group in graph.groups if (box := boxes.around(group)) is not None]
-    inside = {node: 1 for node in sizes}
-    for group, _ in bands:
-        for node in group.nodes:
-            inside[node] *= group.times
+    groups = _drawn(graph)
+    while True:  # a group that cannot be told from what is beside it is told by numbers, for which there must be room
+        times = {node.id: _times(node, groups) for node in graph.nodes}
+        sizes = {node.id: _size(node, times[node.id]) for node in graph.nodes}
+        placed = LAYOUTS[layout](sizes, edges, _last(graph))
+        boxes = _Boxes(graph, placed, sizes)
+        bands = [(group, box) for group in groups if (box := boxes.around(group)) is not None]
+        if len(bands) == len(groups):
+            break
+        groups = [group for group, _ in bands]
     left, top = (min([0.0, *[box[side] for _, box in bands]]) - _MARGIN for side in (0, 1))
     right = max([placed.size[0], *[x + _shape_width(t) for x, _, t in _shapes(graph, placed, sizes)]])
     width = max([right, *[box[2] for _, box in bands]]) + _MARGIN - left
     height = max([placed.size[1], *[box[3] for _, box in bands]]) + _MARGIN - top
     view = " ".join(f"{number:.0f}" for number in (left, top, width, height))
-    return "".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="dataflow" viewBox="{view}" width="{width:.0f}" '
-        f'height="{height:.0f}" role="img" font-size="12" text-anchor="middle">',
-        "<title>The dataflow of the step</title>",
-        f"<style>{STYLE}</style>" if style else "",
-        *[_band(group, box) for group, box in bands],
-        '<g fill="none" stroke="currentColor">',
-        *[_edge(edge, graph, placed) for edge in graph.edges],
-        '</g><g class="dim" fill="currentColor">',
-        *[f'<text class="dim shape" x="{x:.0f}" y="{y:.0f}" text-anchor="start">{escape(text)}</text>'
-          for x, y, text in _shapes(graph, placed, sizes)],
-        "</g>",
-        *[_node(node, placed.centres[node.id], sizes[node.id], node.times // inside[node.id]) for node in graph.nodes],
-        "</svg>\n",
-    ])
+    return "".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="dataflow" viewBox="{view}" width="{width:.0f}" '
+            f'height="{height:.0f}" role="img" font-size="12" text-anchor="middle">',
+            "<title>The dataflow of the step</title>",
+            f"<style>{STYLE}</style>" if style else "",
+            *[_band(group, box) for group, box in bands],
+            '<g fill="none" stroke="currentColor">',
+            *[_edge(edge, graph, placed) for edge in graph.edges],
+            '</g><g class="dim" fill="currentColor">',
+            *[
+                f'<text class="dim shape" x="{x:.0f}" y="{y:.0f}" text-anchor="start">{escape(text)}</text>'
+                for x, y, text in _shapes(graph, placed, sizes)
+            ],
+            "</g>",
+            *[_node(node, placed.centres[node.id], sizes[node.id], times[node.id]) for node in graph.nodes],
+            "</svg>\n",
+        ]
+    )
 
 
 def _last(graph: Graph) -> list[tuple[int, int]]:
@@ -109,8 +122,11 @@ def _last(graph: Graph) -> list[tuple[int, int]]:
     return [(ran[-1], end) for end in ends if (ran[-1], end) not in joined] if ran else []
 
 
-def _size(node: Node) -> Size:
-    label, detail = len(_shortened(node.label)), len(_shortened(node.detail))
+def _size(node: Node, times: int) -> Size:
+    label, detail = (
+        len(_shortened(node.label)) + (len(f" ×{times:,}") if times > 1 else 0),
+        len(_shortened(node.detail)),
+    )
     if node.kind == "module":
         return max(84.0, 7.2 * label + 28, 5.8 * detail + 28), 38.0
     return max(38.0, 6.4 * label + 20), 22.0
@@ -129,12 +145,10 @@ def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> st
         parts.append(f'<rect x="{left + 4:.0f}" y="{top + 4:.0f}" {box}')
     parts.append(f'<rect x="{left:.0f}" y="{top:.0f}" {box}')
     middle = y - 3 if node.detail else y + 4
-    parts.append(f'<text class="name" x="{x:.0f}" y="{middle:.0f}">{escape(_shortened(node.label))}</text>')
+    many = f' <tspan class="times">×{times:,}</tspan>' if times > 1 else ""
+    parts.append(f'<text class="name" x="{x:.0f}" y="{middle:.0f}">{escape(_shortened(node.label))}{many}</text>')
     if node.detail:
         parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(_shortened(node.detail))}</text>')
-    if times > 1:
-        at = f'x="{x + width / 2 + 8:.0f}" y="{top + 4:.0f}"'
-        parts.append(f'<text class="times shape" text-anchor="start" {at}>×{times:,}</text>')
     return "".join([*parts, "</g>"])
 
 
@@ -184,16 +198,12 @@ class _Boxes:
         self._curves = placed.curves
 
     def around(self, group: Group) -> Box | None:
-        """The band around a group; None for a single node, and where another node would be in it."""
-        if len(group.nodes) < 2:
-            return None
+        """The band around a group; None where another node would be in it."""
         within = [other for other in self._graph.groups if len(other.nodes) > 1 and set(other.nodes) < set(group.nodes)]
         space = _AROUND * (1 + min(len(within), 1))
         above = space + 6
         inner = [self._boxes[node] for node in group.nodes]
-        left, top, right, bottom = (
-            pick(box[side] for box in inner) for side, pick in enumerate((min, min, max, max))
-        )
+        left, top, right, bottom = (pick(box[side] for box in inner) for side, pick in enumerate((min, min, max, max)))
         ways = [self._curves[edge.source, edge.target] for edge in self._graph.edges if edge.target in group.nodes]
         across = [x for way in ways for x, y in way if top <= y <= bottom]
         left, right = min(left, *across), max(right, *across)
@@ -252,13 +262,19 @@ def to_mermaid(graph: Graph) -> str:
         elif node is None:
             lines.append(f"{indent}end")
         else:
-            opens, closes = {"module": "[]", "op": "()", "parameter": "[]"}.get(node.kind, "()")
-            around = ("[", "]") if node.kind in ("input", "output") else ("", "")
-            text = _entities(_lines(graph, node, "<br>"))
-            shape = f"{opens}{around[0]}{text}{around[1]}{closes}"
-            lines.append(f"{indent}n{node.id}{shape}")
+            opens, closes = _AROUND_IN_MERMAID[node.kind]
+            lines.append(f"{indent}n{node.id}{opens}{_entities(_lines(graph, node, '<br>'))}{closes}")
     lines += [f"  n{edge.source} -->|{_entities(edge.tensor)}| n{edge.target}" for edge in graph.edges]
     return "\n".join(lines) + "\n"
+
+
+_AROUND_IN_MERMAID = {
+    "module": ("[", "]"),
+    "parameter": ("[", "]"),
+    "op": ("(", ")"),
+    "input": ("([", "])"),
+    "output": ("([", "])"),
+}
 
 
 def _entities(text: str) -> str:
@@ -267,7 +283,9 @@ def _entities(text: str) -> str:
     return '"' + "<br>".join(re.sub(r'[#"<>&`\\|]', lambda found: f"#{ord(found[0])};", line) for line in lines) + '"'
 
 
-def _nested(nodes: Sequence[Node], groups: Sequence[Group], depth: int = 1) -> Iterator[tuple[Node | Group | None, int]]:
+def _nested(
+    nodes: Sequence[Node], groups: Sequence[Group], depth: int = 1
+) -> Iterator[tuple[Node | Group | None, int]]:
     """The nodes with how deep they are in groups of several; each group before its nodes, and None after them."""
     done: set[int] = set()
     for node in nodes:
@@ -287,11 +305,13 @@ def _drawn(graph: Graph) -> list[Group]:
 
 
 def _lines(graph: Graph, node: Node, newline: str) -> str:
-    """Label, type and how many of them there are for each time that what is around them is run."""
-    times = node.times
-    for group in _drawn(graph):
-        times //= group.times if node.id in group.nodes else 1
+    times = _times(node, _drawn(graph))
     return newline.join(filter(None, [node.label + (f" ×{times:,}" if times > 1 else ""), node.detail]))
+
+
+def _times(node: Node, groups: Sequence[Group]) -> int:
+    """How many it stands for each time that what is drawn around it runs."""
+    return node.times // prod(group.times for group in groups if node.id in group.nodes)
 
 
 def _shortened(text: str) -> str:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from summarycb.errors import SummaryError, missing
 
@@ -45,47 +46,42 @@ def fast_sugiyama(
     node_of = {place: node for node, place in number.items()}
     links = [(number[a], number[b]) for a, b in dict.fromkeys([*edges, *order])]
     layers: dict[int, list[tuple[float, int]]] = defaultdict(list)
-    parts: list[tuple[int, int]] = []
+    onward: dict[int, list[int]] = defaultdict(list)
     across = 0.0
+    found: list[Any] = []
     if links:
-        found = from_edges(links, vertex_spacing=1, ranking_type="minimize", check_layout=False, dummy_vertices=True)
-        for points, width, height, routed in sorted(found, key=lambda one: -len(one[0])):
-            for vertex, (x, y) in points:
-                layers[round(height - y)].append((across + x, vertex))
-            across += width + 1
-            parts += routed
-    placed = {vertex for layer in layers.values() for _, vertex in layer}
-    for place in number.values():
-        if place not in placed:
-            layers[0].append((across, place))
-            across += 1
+        found += from_edges(links, vertex_spacing=1, ranking_type="minimize", check_layout=False, dummy_vertices=True)
+    for vertices, width, height, parts in sorted(found, key=lambda one: -len(one[0])):
+        for vertex, (x, y) in vertices:
+            layers[round(height - y)].append((across + x, vertex))
+        for a, b in parts:
+            onward[a].append(b)
+        across += width + 1
+    joined = {vertex for layer in layers.values() for _, vertex in layer}
+    layers[0] += [(across + place, place) for place in number.values() if place not in joined]
     rows = [[vertex for _, vertex in sorted(layers[layer])] for layer in sorted(layers)]
     widths = {vertex: sizes[node_of[vertex]][0] if vertex in node_of else 0.0 for row in rows for vertex in row}
-    onward: dict[int, list[int]] = defaultdict(list)
-    for a, b in parts:
-        onward[a].append(b)
     routes = {(a, b): _route(number[a], number[b], onward, node_of) for a, b in edges}
     joints = [link for (a, b), route in routes.items() for link in pairwise([number[a], *route, number[b]])]
-    x = _across(rows, widths, joints)
-    tops, centres, y = {}, {}, 0.0
+    at = _across(rows, widths, joints)
+    spans: dict[int, Point] = {}
+    below = 0.0
     for row in rows:
-        height = max([sizes[node_of[vertex]][1] for vertex in row if vertex in node_of], default=0.0)
-        for vertex in row:
-            tops[vertex] = (y, y + height)
-            if vertex in node_of:
-                centres[node_of[vertex]] = (x[vertex], y + height / 2)
-        y += height + GAP
-    curves = {}
+        top, below = below, below + max([sizes[node_of[vertex]][1] for vertex in row if vertex in node_of], default=0.0)
+        spans |= dict.fromkeys(row, (top, below))
+        below += GAP
+    centres = {node: (at[place], sum(spans[place]) / 2) for node, place in number.items()}
+    curves: dict[tuple[int, int], Sequence[Point]] = {}
     for (a, b), route in routes.items():
-        ends = sizes[a][1] / 2, sizes[b][1] / 2
-        points = [(centres[a][0], centres[a][1] + ends[0])]
+        points = [(centres[a][0], centres[a][1] + sizes[a][1] / 2)]
         for vertex in route:
-            _curve(points, (x[vertex], tops[vertex][0]))
-            points += [points[-1], (x[vertex], tops[vertex][1]), (x[vertex], tops[vertex][1])]
-        _curve(points, (centres[b][0], centres[b][1] - ends[1]))
+            top, bottom = spans[vertex]
+            _curve(points, (at[vertex], top))
+            points += [(at[vertex], top), (at[vertex], bottom), (at[vertex], bottom)]
+        _curve(points, (centres[b][0], centres[b][1] - sizes[b][1] / 2))
         curves[a, b] = points
-    right = max([centres[node][0] + sizes[node][0] / 2 for node in sizes] + [x[v] for v in x], default=0.0)
-    return Layout((right, max(0.0, y - GAP)), centres, curves)
+    right = max([at[vertex] + widths[vertex] / 2 for vertex in at], default=0.0)
+    return Layout((right, max(0.0, below - GAP)), centres, curves)
 
 
 def _route(start: int, end: int, onward: Mapping[int, Sequence[int]], real: Mapping[int, int]) -> list[int]:
@@ -157,9 +153,7 @@ def _apart(
     return {vertex: at + offset for vertex, at, offset in zip(row, flat, offsets, strict=True)}
 
 
-def dot(
-    sizes: Mapping[int, Size], edges: Sequence[tuple[int, int]], order: Sequence[tuple[int, int]]
-) -> Layout:
+def dot(sizes: Mapping[int, Size], edges: Sequence[tuple[int, int]], order: Sequence[tuple[int, int]]) -> Layout:
     """By graphviz's ``dot``, where it is installed."""
     program = shutil.which("dot")
     if program is None:

@@ -1,0 +1,451 @@
+"""The dataflow of a real step: which call or operation each tensor came from. Every expected list is whole.
+
+A line is a node and what it has read, each by its name in the graph; operations of one name are numbered.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import summarycb
+from summarycb import ModelSummary, SummaryWarning
+from summarycb.collect import dataflow as collector
+from summarycb.graph import contract
+from tests.trainings import CASES, NOTHING, everything, left_behind, loss_of
+
+
+def lines(summary: ModelSummary, depth: int | None = None, **options: bool) -> list[str]:
+    graph = contract(summary, depth=depth, **{"fold": False, **options})
+    count = Counter(node.label for node in graph.nodes)
+    seen = Counter[str]()
+    names = []
+    for node in graph.nodes:
+        seen[node.label] += 1
+        names.append(f"{node.label}.{seen[node.label]}" if count[node.label] > 1 else node.label)
+    reads: list[list[str]] = [[] for _ in names]
+    for edge in graph.edges:
+        reads[edge.target].append(names[edge.source])
+    return [f"{name} <- {', '.join(read)}" if read else name for name, read in zip(names, reads, strict=True)]
+
+
+def module(forward: Callable[..., Any], **children: nn.Module) -> nn.Module:
+    made = type("Made", (nn.Module,), {"forward": forward})()
+    for name, child in children.items():
+        made.add_module(name, child)
+    return made
+
+
+def observed(model: nn.Module, *inputs: torch.Tensor) -> ModelSummary:
+    with summarycb.observe(model) as observation:
+        output = model(*inputs)
+        output = output["y"] if isinstance(output, dict) else output[0] if isinstance(output, tuple) else output
+        output.sum().backward()
+    assert observation.summary is not None
+    assert observation.summary.incomplete == ()
+    return observation.summary
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(4, 4)
+
+
+def in_place(self: Any, x: Any) -> Any:
+    return self.b(F.relu_(self.a(x)))
+
+
+def a_slice_is_written(self: Any, x: Any) -> Any:
+    h = self.a(x).clone()
+    h[:, :2] += self.b(x)[:, :2]
+    return self.c(h)
+
+
+def parts_are_written(self: Any, x: Any) -> Any:
+    h = torch.zeros(2, 8)
+    h[:, :4] = self.a(x)
+    h[:, 4:] = self.b(x)
+    return self.c(h[:, ::2])
+
+
+def shared(self: Any, x: Any) -> Any:
+    h = self.a(x)
+    return self.b(h) + self.b(self.act(h).T.T)
+
+
+def without_gradients(self: Any, x: Any) -> Any:
+    h = self.a(x)
+    with torch.no_grad():
+        target = self.b(h)
+    return {"y": self.c(h) * target.detach(), "target": target}
+
+
+def in_a_tuple(self: Any, x: Any) -> Any:
+    h, (c, _) = self.lstm(x)
+    return self.a(h[:, -1]) + c[0], h
+
+
+def views_by_modules(self: Any, x: Any) -> Any:
+    h = self.flat(x * 2)
+    return self.a(self.same(h)) + h.view(2, 4)
+
+
+def reentrant(self: Any, x: Any) -> Any:
+    h = self.a(x)
+    return h + checkpoint(self.seq, h, use_reentrant=True)
+
+
+def not_reentrant(self: Any, x: Any) -> Any:
+    h = self.a(x)
+    return h + checkpoint(self.seq, h, use_reentrant=False)
+
+
+def joins(self: Any, x: Any) -> Any:
+    a, b, c = self.a(x), self.b(x), torch.ones(4)
+    return torch.cat([a @ b.T, a * b + c], 1)
+
+
+X = torch.rand(2, 4)
+LOSS = ["sum <- output", "loss <- sum"]
+SEQUENTIAL = ["input", "a <- input", "seq.0 <- a", "seq.1 <- seq.0", "seq.2 <- seq.1", "add <- a, seq.2"]
+FLOWS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
+    "in place": (
+        lambda: module(in_place, a=linear(), b=linear()),
+        X,
+        ["input", "a <- input", "relu_ <- a", "b <- relu_", "output <- b", *LOSS],
+    ),
+    "a slice is written in place, the whole is read": (
+        lambda: module(a_slice_is_written, a=linear(), b=linear(), c=linear()),
+        X,
+        ["input", "a <- input", "b <- input", "add_ <- a, b", "c <- add_", "output <- c", *LOSS],
+    ),
+    "parts are written": (
+        lambda: module(parts_are_written, a=linear(), b=linear(), c=linear()),
+        X,
+        ["input", "a <- input", "b <- input", "copy_ <- a, b", "c <- copy_", "output <- c", *LOSS],
+    ),
+    "a shared module, a transposed view": (
+        lambda: module(shared, a=linear(), b=linear(), act=nn.ReLU()),
+        X,
+        [
+            "input", "a <- input", "b #1 <- a", "act <- a", "b #2 <- act", "add <- b #1, b #2", "output <- add", *LOSS
+        ],
+    ),
+    "no_grad, detach, a dict": (
+        lambda: module(without_gradients, a=linear(), b=linear(), c=linear()),
+        X,
+        [
+            "input", "a <- input", "b <- a", "c <- a", "mul <- c, b", "y <- mul", "target <- b", "sum <- y",
+            "loss <- sum",
+        ],
+    ),
+    "an LSTM, a tuple": (
+        lambda: module(in_a_tuple, lstm=nn.LSTM(4, 4, batch_first=True), a=linear()),
+        torch.rand(2, 3, 4),
+        [
+            "input", "lstm <- input", "a <- lstm", "add <- a, lstm", "output 0 <- add", "output 1 <- lstm",
+            "sum <- output 0", "loss <- sum",
+        ],
+    ),
+    "modules that give views, or what they were given": (
+        lambda: module(views_by_modules, flat=nn.Flatten(), same=nn.Identity(), a=linear()),
+        torch.rand(2, 2, 2),
+        ["input", "mul <- input", "flat <- mul", "a <- flat", "add <- a, flat", "output <- add", *LOSS],
+    ),
+    "a reentrant checkpoint": (
+        lambda: module(reentrant, a=linear(), seq=nn.Sequential(linear(), nn.ReLU(), linear())),
+        X,
+        [*SEQUENTIAL, "output <- add", *LOSS],
+    ),
+    "a checkpoint": (
+        lambda: module(not_reentrant, a=linear(), seq=nn.Sequential(linear(), nn.ReLU(), linear())),
+        X,
+        [*SEQUENTIAL, "output <- add", *LOSS],
+    ),
+    "joins, and what is made of nothing": (
+        lambda: module(joins, a=linear(), b=linear()),
+        X,
+        [
+            "input", "a <- input", "b <- input", "mm <- a, b", "mul <- a, b", "add <- mul", "cat <- mm, add",
+            "output <- cat", *LOSS,
+        ],
+    ),
+    "an encoder layer": (
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0),
+        torch.rand(2, 3, 4),
+        [
+            # the input projection is a product and a sum, attention one kernel, the output projection a function
+            "input", "mm <- input", "add.1 <- mm", "sdpa <- add.1", "linear <- sdpa", "add.2 <- input, linear",
+            "norm1 <- add.2", "linear1 <- norm1", "relu <- linear1", "linear2 <- relu", "add.3 <- norm1, linear2",
+            "norm2 <- add.3", "output <- norm2", *LOSS,
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_each_tensor_comes_from_what_made_it(name: str) -> None:
+    build, x, expected = FLOWS[name]
+    assert lines(observed(build(), x)) == expected
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)])
+        self.pool, self.middle = nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.ModuleList([nn.Conv2d(16, 4, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+            x = self.pool(x)
+        x = self.middle(x)
+        for up in self.up:
+            x = up(torch.cat([skips.pop(), F.interpolate(x, scale_factor=2)], 1))
+        return x
+
+
+def test_the_skip_connections_of_a_u_net() -> None:
+    assert lines(observed(UNet(), torch.rand(1, 3, 8, 8))) == [
+        "input", "down.0 <- input", "pool #1 <- down.0", "down.1 <- pool #1", "pool #2 <- down.1", "middle <- pool #2",
+        "upsample_nearest2d.1 <- middle", "cat.1 <- down.1, upsample_nearest2d.1", "up.0 <- cat.1",
+        "upsample_nearest2d.2 <- up.0", "cat.2 <- down.0, upsample_nearest2d.2", "up.1 <- cat.2", "output <- up.1",
+        *LOSS,
+    ]  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.conv2, self.norm2 = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        out += x
+        return self.relu(out)
+
+
+def test_the_residuals_of_a_resnet() -> None:
+    """Everything after the convolutions is in place; the second block reads what the first's last ReLU has written."""
+    assert lines(observed(nn.Sequential(Residual(), Residual()), torch.rand(2, 3, 4, 4))) == [
+        "input",
+        "0.conv1 <- input", "0.norm1 <- 0.conv1", "0.relu #1 <- 0.norm1", "0.conv2 <- 0.relu #1", "0.norm2 <- 0.conv2",
+        "add_.1 <- 0.norm2, input", "0.relu #2 <- add_.1",
+        "1.conv1 <- 0.relu #2", "1.norm1 <- 1.conv1", "1.relu #1 <- 1.norm1", "1.conv2 <- 1.relu #1",
+        "1.norm2 <- 1.conv2", "add_.2 <- 1.norm2, 0.relu #2", "1.relu #2 <- add_.2",
+        "output <- 1.relu #2", *LOSS,
+    ]  # fmt: skip
+
+
+def test_a_gpt_and_its_loss() -> None:
+    """Attention with dropout is math on the CPU. The tied weight is a parameter of both ends, the positions of none."""
+    model, _ = CASES["gpt"].make()
+    model.eval()
+    [(x, y)] = CASES["gpt"].batches(1)
+    with summarycb.observe(model) as observation:
+        loss_of(model(x), y).backward()
+    summary = observation.summary
+    assert summary is not None
+    block = [
+        "{0}.norm1 <- {1}", "{0}.qkv <- {0}.norm1", "sdpa.{2} <- {0}.qkv", "{0}.out <- sdpa.{2}",
+        "add.{3} <- {1}, {0}.out", "{0}.norm2 <- add.{3}", "{0}.mlp.0 <- {0}.norm2", "{0}.mlp.1 <- {0}.mlp.0",
+        "{0}.mlp.2 <- {0}.mlp.1", "add.{4} <- add.{3}, {0}.mlp.2",
+    ]  # fmt: skip
+    assert lines(summary) == [
+        "input", "tokens <- input", "add.1 <- tokens",
+        *[line.format("0", "add.1", 1, 2, 3) for line in block],
+        *[line.format("1", "add.3", 2, 4, 5) for line in block],
+        "head <- add.5", "output <- head", "log_softmax <- output", "tensor", "nll_loss <- log_softmax, tensor",
+        "loss <- nll_loss",
+    ]  # fmt: skip
+    given = lines(summary, depth=1, fold=True, parameters=True)
+    assert given[:5] == [
+        "input", "tokens <- tokens.weight, input", "tokens.weight", "positions.weight",
+        "add <- tokens, positions.weight",
+    ]  # fmt: skip
+    assert "head <- blocks.0-1, tokens.weight" in given
+
+
+def test_autocast_copies_pass_through() -> None:
+    """The low-precision copies of the batch and the weights are no nodes; what is read is told as it is."""
+    model = nn.Sequential(linear(), nn.ReLU(), linear())
+    with torch.autocast("cpu", torch.bfloat16):
+        summary = observed(model, X)
+    assert lines(summary) == ["input", "0 <- input", "1 <- 0", "2 <- 1", "output <- 2", *LOSS]
+    graph = contract(summary, depth=None)
+    assert [edge.tensor for edge in graph.edges[:3]] == ["[2, 4] float32", "[2, 4] bfloat16", "[2, 4] bfloat16"]
+
+
+def test_only_what_leads_to_the_loss_is_told_of_what_ran_outside() -> None:
+    """The penalty on a weight is part of the loss; the batch's making, a metric and clipping are not."""
+    model = nn.Linear(4, 4, bias=False)
+    with summarycb.observe(model) as observation:
+        x = (X - X.mean()) / X.std()
+        y = model(x)
+        (y == x).float().mean()
+        (y.sum() + model.weight.pow(2).sum()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert observation.summary is not None
+    assert lines(observation.summary, parameters=True) == [
+        "input", "weight", "mm <- input, weight", "output <- mm", "sum.1 <- output", "pow <- weight", "sum.2 <- pow",
+        "add <- sum.1, sum.2", "loss <- add",
+    ]  # fmt: skip
+
+
+def test_it_is_of_what_ran_before_the_first_backward_and_says_so() -> None:
+    model = linear()
+    with summarycb.observe(model) as observation:
+        model(X).sum().backward()
+        model(X).sum().backward()
+    summary = observation.summary
+    assert summary is not None
+    assert lines(summary) == ["input", "linear <- input", "output <- linear", *LOSS]
+    assert [note.text for note in summary.notes if note.kind == "dataflow"] == [
+        "the dataflow is of what ran before the first backward"
+    ]
+
+
+def test_a_forward_that_raises_leaves_what_led_to_it() -> None:
+    model = nn.Sequential(linear(), nn.Linear(5, 4))
+    with pytest.raises(RuntimeError), summarycb.observe(model) as observation:
+        model(X)
+    assert observation.summary is not None
+    assert lines(observation.summary)[:2] == ["input", "0 <- input"]
+
+
+def test_nothing_is_kept_alive() -> None:
+    """What the forward lets go is gone at once, as without us: the storage, and the tensor that a module gave."""
+    gone: list[bool] = []
+
+    def forward(self: Any, x: Any) -> Any:
+        with torch.no_grad():
+            h = self.flat(self.a(x).view(2, 2, 2))
+            refs = [weakref.ref(h), weakref.ref(h.untyped_storage())]
+            del h
+            gone.extend(ref() is None for ref in refs)
+        return self.a(x)
+
+    observed(module(forward, a=linear(), flat=nn.Flatten()), X)
+    assert gone == [True, True]
+
+
+@pytest.mark.parametrize("name", ["a slice is written in place, the whole is read", "a checkpoint"])
+def test_the_training_is_bitwise_the_same(name: str) -> None:
+    def train(watch: bool) -> tuple[dict[str, Any], nn.Module]:
+        torch.manual_seed(0)
+        model = FLOWS[name][0]()
+        optimizer = torch.optim.Adam(model.parameters())
+        hook = summarycb.watch(model, verbose=False) if watch else None
+        losses = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(X).sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        if hook is not None:
+            assert hook.summary is not None
+            assert hook.summary.dataflow is not None
+        return everything(model, optimizer, losses), model
+
+    plain, watched = train(False), train(True)
+    assert watched[0] == plain[0]
+    assert left_behind(watched[1]) == NOTHING
+
+
+@pytest.mark.parametrize("what", ["__init__", "enter", "op", "exit", "backward_begins"])
+def test_a_fault_costs_the_dataflow_alone(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(collector.Flow, what, fail)
+    model = nn.Sequential(linear(), linear())
+    with pytest.warns(SummaryWarning, match="the dataflow"), summarycb.observe(model) as observation:
+        model(X).sum().backward()
+    summary = observation.summary
+    assert summary is not None
+    assert summary.dataflow is None
+    assert summary.incomplete == ("the dataflow could not be observed (RuntimeError)",)
+    assert summary.forward_macs == 2 * 2 * 4 * 4
+    with pytest.raises(summarycb.SummaryError, match="no dataflow: the dataflow could not be observed"):
+        summary.to_dot()
+
+
+def test_a_dataflow_of_too_many_nodes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "MOST_NODES", 3)
+    summary = observed(nn.Sequential(linear(), linear()), X)
+    assert summary.dataflow is None
+    assert [note.kind for note in summary.notes] == ["dataflow"]
+
+
+def test_it_comes_back_from_json_equal() -> None:
+    summary = observed(UNet(), torch.rand(1, 3, 8, 8))
+    assert ModelSummary.from_json(summary.to_json()).dataflow == summary.dataflow
+
+
+LLAMA = [
+    "input_ids", "embed_tokens <- input_ids", "rotary_emb", "input_layernorm <- embed_tokens",
+    "q_proj <- input_layernorm", "k_proj <- input_layernorm", "v_proj <- input_layernorm",
+    # rotary positions: q * cos + rotate_half(q) * sin, and the same of k
+    "mul.1 <- q_proj, rotary_emb", "neg.1 <- q_proj", "cat.1 <- neg.1, q_proj", "mul.2 <- cat.1, rotary_emb",
+    "add.1 <- mul.1, mul.2",
+    "mul.3 <- k_proj, rotary_emb", "neg.2 <- k_proj", "cat.2 <- neg.2, k_proj", "mul.4 <- cat.2, rotary_emb",
+    "add.2 <- mul.3, mul.4",
+    "sdpa <- add.1, add.2, v_proj", "o_proj <- sdpa", "add.3 <- embed_tokens, o_proj",
+    "post_attention_layernorm <- add.3", "gate_proj <- post_attention_layernorm", "act_fn <- gate_proj",
+    "up_proj <- post_attention_layernorm", "mul.5 <- act_fn, up_proj", "down_proj <- mul.5",
+    "add.4 <- add.3, down_proj",
+    "norm <- add.4", "lm_head <- norm", "pad <- input_ids", "log_softmax <- lm_head", "nll_loss <- log_softmax, pad",
+    "loss <- nll_loss", "logits <- lm_head",
+]  # fmt: skip
+BERT = [
+    "input_ids", "word_embeddings <- input_ids", "token_type_embeddings",
+    "add.1 <- word_embeddings, token_type_embeddings", "position_embeddings", "add.2 <- add.1, position_embeddings",
+    "embeddings.LayerNorm <- add.2",
+    # BertSelfOutput and BertOutput are given the residual; the second is taken apart at this depth
+    "self <- embeddings.LayerNorm", "output <- self, embeddings.LayerNorm", "intermediate.dense <- output",
+    "intermediate_act_fn <- intermediate.dense", "output.dense <- intermediate_act_fn", "add.3 <- output.dense, output",
+    "output.LayerNorm <- add.3",
+    "transform.dense <- output.LayerNorm", "transform_act_fn <- transform.dense",
+    "transform.LayerNorm <- transform_act_fn", "decoder <- transform.LayerNorm", "log_softmax <- decoder",
+    "nll_loss <- log_softmax, input_ids", "loss <- nll_loss", "logits <- decoder",
+]  # fmt: skip
+GPT2 = [
+    "input_ids", "wte <- input_ids", "wpe", "add.1 <- wte, wpe", "drop <- add.1",
+    "ln_1 <- drop", "attn <- ln_1", "add.2 <- attn, drop", "ln_2 <- add.2", "mlp <- ln_2", "add.3 <- add.2, mlp",
+    "ln_f <- add.3", "lm_head <- ln_f", "pad <- input_ids", "log_softmax <- lm_head", "nll_loss <- log_softmax, pad",
+    "loss <- nll_loss", "logits <- lm_head", "past_key_values <- attn",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "depth", "expected"), [("llama", 5, LLAMA), ("bert", 5, BERT), ("gpt2", 3, GPT2)])
+def test_what_transformers_builds(name: str, depth: int, expected: list[str]) -> None:
+    """Three layers, folded; GPT-2 has the cache on, as it is by default, which its layers are given and return."""
+    import transformers
+
+    common = {"vocab_size": 50, "bos_token_id": None, "eos_token_id": None}
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    ids = torch.randint(50, (2, 7))
+    if name == "llama":
+        config = transformers.LlamaConfig(**common, **size, num_key_value_heads=2, use_cache=False)
+        model = transformers.LlamaForCausalLM(config)
+    elif name == "bert":
+        model = transformers.BertForMaskedLM(transformers.BertConfig(**common, **size)).eval()
+    else:
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**common, n_embd=16, n_layer=3, n_head=2))
+    with summarycb.observe(model) as observation:
+        model(input_ids=ids, labels=ids)["loss"].backward()
+    assert observation.summary is not None
+    assert lines(observation.summary, depth, fold=True) == expected

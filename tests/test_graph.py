@@ -1,0 +1,328 @@
+"""The graph of a dataflow: what is drawn at a depth, what is drawn once, and how."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import summarycb
+from summarycb import ModelSummary, SummaryError
+from summarycb.dataflow import Dataflow, FlowCall, FlowEdge, FlowNode
+from summarycb.graph import Graph, contract, depths
+from summarycb.render.graph import drawings, to_dot, to_mermaid, to_svg
+from summarycb.render.layout import LAYOUTS
+from tests.literal import SUMMARY
+from tests.test_dataflow import lines, observed
+
+HOSTILE = '</script><img src=x onerror=alert(1)>"&\\'
+
+
+class Stack(nn.Module):
+    """Layers whose results are added to what they were given, by the model itself."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class Branches(Stack):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return torch.cat([layer(x) for layer in self.layers])
+
+
+class Dense(Stack):
+    """The third layer reads what the first gave, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.layers[0](x)
+        second = self.layers[1](first)
+        return self.layers[2](second + first)
+
+
+class Alternating(Stack):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(F.relu(self.first(x)))
+        return x
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(2)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows, slot = (chosen == number).nonzero(as_tuple=True)
+            out.index_add_(0, rows, expert(x[rows]) * weights[rows, slot, None])
+        return out
+
+
+LOSS = ["output <- {}", "sum <- output", "loss <- sum"]
+
+
+def ends(last: str) -> list[str]:
+    return [line.format(last) for line in LOSS]
+
+
+def repeats(graph: Graph) -> list[tuple[str, int, list[str]]]:
+    return [(group.label, group.times, [graph.nodes[node].label for node in group.nodes]) for group in graph.groups]
+
+
+def test_a_residual_around_each_layer_is_drawn_once() -> None:
+    summary = observed(Stack(5), torch.rand(2, 4))
+    graph = contract(summary, depth=1)
+    assert lines(summary, 1, fold=True) == [
+        "input", "first <- input", "layers.0-4 <- first", "add <- first, layers.0-4", *ends("add")
+    ]  # fmt: skip
+    assert repeats(graph) == [("layers.0-4", 5, ["layers.0-4", "add"])]
+    assert [node.times for node in graph.nodes] == [1, 1, 5, 5, 1, 1, 1]
+    assert len(contract(summary, depth=1, fold=False).nodes) == 2 + 5 + 5 + 3
+
+
+def test_branches_are_drawn_once_with_what_they_read_and_give() -> None:
+    assert lines(observed(Branches(4), torch.rand(2, 4)), 1, fold=True) == [
+        "input", "first <- input", "layers.0-3 <- first", "cat <- layers.0-3", *ends("cat")
+    ]  # fmt: skip
+
+
+def test_what_is_not_wired_alike_is_drawn_apart() -> None:
+    """Were the three drawn as one, what skips the second would not be seen."""
+    assert lines(observed(Dense(3), torch.rand(2, 4)), 1, fold=True) == [
+        "input", "layers.0 <- input", "layers.1 <- layers.0", "add <- layers.1, layers.0", "layers.2 <- add",
+        *ends("layers.2"),
+    ]  # fmt: skip
+
+
+def test_a_sequence_that_repeats_with_a_shared_module_is_drawn_once() -> None:
+    summary = observed(Alternating(3), torch.rand(2, 4))
+    assert lines(summary, 1, fold=True) == [
+        "input", "first <- input", "relu <- first", "layers.0-2 <- relu", *ends("layers.0-2")
+    ]  # fmt: skip
+    assert repeats(contract(summary, depth=1)) == [("first … layers.2", 3, ["first", "relu", "layers.0-2"])]
+
+
+def test_experts_are_drawn_once_with_the_operations_around_each() -> None:
+    """The rows that the experts were given differ in number: the shapes say from how many to how many."""
+    torch.manual_seed(0)
+    summary = observed(Experts(), torch.rand(8, 4))
+    assert lines(summary, fold=True) == [
+        "input", "router <- input", "softmax <- router", "topk <- softmax", "eq <- topk", "nonzero <- eq",
+        "index.1 <- input, nonzero", "experts.0-2.0 <- index.1", "experts.0-2.1 <- experts.0-2.0",
+        "experts.0-2.2 <- experts.0-2.1", "index.2 <- topk, nonzero", "mul <- experts.0-2.2, index.2",
+        "index_add_ <- nonzero, mul", *ends("index_add_"),
+    ]  # fmt: skip
+    rows = [group.inputs[0].shape[0] for n in range(3) for group in summary[f"experts.{n}"].call_groups or ()]  # type: ignore[union-attr,index]
+    graph = contract(summary)
+    (edge,) = [e for e in graph.edges if graph.nodes[e.target].label == "experts.0-2.0"]
+    assert sum(rows) == 2 * 8
+    assert edge.tensor == f"[{min(rows)}-{max(rows)}, 4] float32"
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        (0, ["input", "Sequential <- input", *ends("Sequential")]),
+        (1, ["input", "0 <- input", "1 <- 0", *ends("1")]),
+        (2, ["input", "0.0 <- input", "0.1 <- 0.0", "1 <- 0.1", *ends("1")]),
+        (None, ["input", "0.0 <- input", "0.1 <- 0.0", "1 <- 0.1", *ends("1")]),
+    ],
+)
+def test_the_depth_is_that_of_calls(depth: int | None, expected: list[str]) -> None:
+    summary = observed(nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4)), torch.rand(2, 4))
+    assert lines(summary, depth) == expected
+    assert depths(summary) == range(1, 3)
+
+
+@pytest.mark.parametrize("depth", [-1, 1.0, True, "2"])
+def test_a_wrong_depth_is_refused(depth: Any) -> None:
+    with pytest.raises(SummaryError, match="depth must be a whole number from 0, or None for all, not "):
+        replace(SUMMARY, dataflow=Dataflow((), (), ())).to_dot(depth=depth)
+
+
+def test_a_wrong_layout_is_refused() -> None:
+    with pytest.raises(SummaryError, match="layout must be one of fast-sugiyama, dot, not 'elk'"):
+        replace(SUMMARY, dataflow=Dataflow((), (), ())).to_svg(layout="elk")  # type: ignore[arg-type]
+
+
+def test_a_structure_has_no_dataflow_and_says_why() -> None:
+    summary = summarycb.summarize(nn.Linear(4, 4))
+    assert drawings(summary) == []
+    with pytest.raises(SummaryError, match="the summary has no dataflow: no step was observed"):
+        summary.to_mermaid()
+
+
+def gpt2(layers: int = 12) -> ModelSummary:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=16, n_layer=layers, n_head=2, bos_token_id=None, eos_token_id=None
+    )
+    model, ids = transformers.GPT2LMHeadModel(config), torch.randint(50, (2, 7))
+    with summarycb.observe(model) as observation:
+        model(input_ids=ids, labels=ids)["loss"].backward()
+    assert observation.summary is not None
+    return observation.summary
+
+
+@pytest.fixture(scope="module")
+def twelve() -> ModelSummary:
+    return gpt2()
+
+
+def test_twelve_blocks_are_as_large_as_two(twelve: ModelSummary) -> None:
+    """All drawings of GPT-2 together take less than 60 KB, and as much as those of two blocks, but for digits."""
+    sizes = [sum(len(drawing.svg.encode()) for drawing in drawings(summary)) for summary in (twelve, gpt2(2))]
+    assert [drawing.depth for drawing in drawings(twelve)] == [1, 2, 3, 4]
+    assert max(sizes) < 60_000
+    assert abs(sizes[0] - sizes[1]) < 100
+
+
+def elements(svg: str) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(svg).iter())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{"depth": 3}, {"depth": None, "parameters": True}, {"depth": 2, "fold": False}])
+def test_no_two_boxes_overlap(layout: str, options: dict[str, Any], twelve: ModelSummary) -> None:
+    if layout == "dot" and shutil.which("dot") is None:
+        pytest.skip("graphviz is not installed")
+    graph = contract(twelve, **options)
+    sizes = {node.id: (90.0 + 10 * (node.id % 4), 30.0) for node in graph.nodes}
+    placed = LAYOUTS[layout](sizes, [(e.source, e.target) for e in graph.edges], [])
+    boxes = [(*placed.centres[node], *size) for node, size in sizes.items()]
+    for number, (x, y, w, h) in enumerate(boxes):
+        assert -0.1 <= x - w / 2 <= x + w / 2 <= placed.size[0] + 1
+        for other_x, other_y, other_w, other_h in boxes[:number]:
+            assert abs(x - other_x) >= (w + other_w) / 2 - 0.1 or abs(y - other_y) >= (h + other_h) / 2 - 0.1
+    for edge in graph.edges:
+        curve = placed.curves[edge.source, edge.target]
+        assert curve[0][1] < curve[-1][1]  # from top to bottom
+
+
+def test_the_drawing_is_inert_and_says_what_it_shows(twelve: ModelSummary) -> None:
+    """No script, no style attribute, no address; what a page's policy forbids is not needed for it."""
+    svg = twelve.to_svg(depth=3)
+    found = elements(svg)
+    assert {e.tag.rpartition("}")[2] for e in found} == {
+        "svg",
+        "title",
+        "style",
+        "g",
+        "rect",
+        "text",
+        "tspan",
+        "path",
+    } - {"tspan"}
+    assert not any(name == "style" or name.startswith("on") or "href" in name for e in found for name in e.attrib)
+    assert "url(" not in svg
+    assert svg.count("http") == 1  # the namespace
+    nodes = [e for e in found if e.get("class", "").startswith("node")]
+    assert [e.get("data-path") for e in nodes if "module" in e.get("class", "")] == [
+        "transformer.wte", "transformer.wpe", "transformer.drop", "transformer.h.0.ln_1", "transformer.h.0.attn",
+        "transformer.h.0.ln_2", "transformer.h.0.mlp", "transformer.ln_f", "lm_head",
+    ]  # fmt: skip
+    assert all(e.find("{*}title") is not None for e in nodes)
+    assert [drawing.svg.count("<style>") for drawing in drawings(twelve)] == [0, 0, 0, 0]
+
+
+def hostile() -> ModelSummary:
+    model = nn.Sequential()
+    model.add_module(HOSTILE.replace(".", ""), nn.Linear(4, 4))
+    return observed(model, torch.rand(2, 4))
+
+
+def test_a_hostile_name_is_text() -> None:
+    svg = hostile().to_svg(depth=1)
+    (node,) = [e for e in elements(svg) if e.get("data-path")]
+    assert node.get("data-path") == HOSTILE
+    assert "<img" not in svg
+    assert hostile().to_mermaid(depth=1).splitlines()[2] == (
+        '  n1["#60;/script#62;#60;img src=x onerror=alert(1)#62;#34;#38;#92;<br>Linear"]'
+    )
+
+
+MERMAID = """\
+flowchart TD
+  n0(["input"])
+  n1["first<br>Linear"]
+  subgraph g0["layers.0-4 ×5"]
+    n2["layers.0-4<br>Linear"]
+    n3("add")
+  end
+  n4(["output"])
+  n5("sum")
+  n6(["loss"])
+  n0 -->|"[2, 4] float32"| n1
+  n1 -->|"[2, 4] float32"| n2
+  n1 -->|"[2, 4] float32"| n3
+  n2 -->|"[2, 4] float32"| n3
+  n3 -->|"[2, 4] float32"| n4
+  n4 -->|"[2, 4] float32"| n5
+  n5 -->|"[] float32"| n6
+"""
+
+
+def test_the_whole_of_a_mermaid() -> None:
+    assert observed(Stack(5), torch.rand(2, 4)).to_mermaid(depth=1) == MERMAID
+
+
+def test_graphviz_reads_the_dot(twelve: ModelSummary) -> None:
+    program = shutil.which("dot")
+    if program is None:
+        pytest.skip("graphviz is not installed")
+    for summary in (twelve, hostile()):
+        graph = contract(summary, depth=None)
+        done = subprocess.run([program, "-Tplain"], input=to_dot(graph), capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(re.findall(r"^node ", done.stdout, re.MULTILINE)) == len(graph.nodes)
+        assert len(re.findall(r"^edge ", done.stdout, re.MULTILINE)) == len(graph.edges)
+
+
+def test_without_the_extra_there_are_no_drawings_and_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, twelve: ModelSummary
+) -> None:
+    monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
+    assert drawings(twelve) == []
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'summarycb\[report\]'"):
+        twelve.to_svg()
+    assert to_mermaid(contract(twelve)).startswith("flowchart TD\n")
+
+
+def test_a_stored_dataflow_that_goes_in_a_circle_is_drawn() -> None:
+    """A file may hold anything that its schema allows; no step makes one."""
+    nodes = (FlowNode("op", "a", 0, inputs=(FlowEdge(1, None),)), FlowNode("op", "b", 0, inputs=(FlowEdge(0, None),)))
+    summary = replace(SUMMARY, dataflow=Dataflow((FlowCall(0, None),), (), nodes))
+    loaded = ModelSummary.from_json(summary.to_json())
+    assert [(edge.source, edge.target) for edge in contract(loaded).edges] == [(1, 0), (0, 1)]
+    assert "<svg" in to_svg(contract(loaded))
+
+
+def test_deep_nesting_is_contracted() -> None:
+    model: nn.Module = nn.Linear(4, 4)
+    for _ in range(100):
+        model = nn.Sequential(model)
+    summary = observed(model, torch.rand(2, 4))
+    assert len(contract(summary, depth=None).nodes) == 5
+    assert [drawing.depth for drawing in drawings(summary)] == [1]
