@@ -50,6 +50,8 @@ def main(runs: int) -> int:
         "text, every module": (lambda: summary.to_text(depth=None), 0.3),
         "text, as printed": (summary.to_text, 0.3),
         "text, ten that have most": (lambda: summary.to_text(top=10), 0.3),
+        "HTML, every module": (summary.to_html, 1.0),
+        "a notebook's fragment": (summary._repr_html_, 1.0),
         "markdown, every module": (lambda: summary.to_markdown(depth=None), 0.3),
     }
     print(f"{len(summary.modules):,} modules, least of {runs} runs\n")

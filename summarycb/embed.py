@@ -20,7 +20,8 @@ _EMBEDDED = re.compile(re.escape(_OPENING) + r"\s*([A-Za-z0-9+/=\s]*)" + re.esca
 
 def embed(json: str) -> str:
     """An HTML element that holds ``json``: the same for the same text."""
-    packed = gzip.compress(json.encode("utf-8"), compresslevel=6, mtime=0)
+    # half of a surrogate pair becomes its escape, which in JSON says the same
+    packed = gzip.compress(json.encode("utf-8", "backslashreplace"), compresslevel=6, mtime=0)
     return f"{_OPENING}{base64.b64encode(packed).decode('ascii')}{_CLOSING}"
 
 

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import summarycb
 from summarycb import SummaryError, serialize
-from summarycb.embed import embed
+from summarycb.embed import embed, extract
 from summarycb.step import Environment, Memory
 from summarycb.tree import ModelSummary, ModuleSummary, Work
 from tests.literal import HEAD, ROOT, SUMMARY
@@ -261,6 +261,14 @@ def test_a_page_is_loaded_and_compared_as_its_summary(tmp_path: Path) -> None:
     assert summarycb.load(page) == summary
     assert summary.to_html() == page.read_text(encoding="utf-8"), "the same page for the same summary"
     assert summarycb.compare(page, summary).differences == ()
+
+
+def test_a_name_that_utf8_cannot_hold() -> None:
+    """A stored summary may have half of a surrogate pair, and controls, in a name."""
+    odd = replace(ROOT, type_name="a\udc80\x00\u2028b")
+    page = replace(SUMMARY, root=odd).to_html()
+    assert rows(parse(page))[0][1] == "a\\udc80 b"
+    assert serialize.loads(extract(page, serialize.MAX_BYTES)).root == odd
 
 
 def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,8 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
             [f"body:has(#{kind}{i}:checked) .{kind}:not(.{kind}{i}){{display:none}}" for i in range(count)]
         )
     script = _asset("page.js")
-    page = _environment().get_template("page.html.j2")
-    return page.render(
+    return _rendered(
+        "page.html.j2",
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
@@ -73,7 +73,7 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
         version=__version__,
         title=summary.root.type_name,
         headline=[*headline(summary, roots)],
-        notes=_notes(summary),
+        notes=_notes(summary, lines),
         circumstances=[*_circumstances(summary)],
         tiles=[*_tiles(summary)],
         metrics=figures,
@@ -109,7 +109,7 @@ def to_fragment(summary: ModelSummary) -> str:
             widths=_widths(shown, lines),
             title=summary.root.type_name,
             headline=[*headline(summary, roots)],
-            notes=_notes(summary),
+            notes=_notes(summary, lines),
             metric=figures[0],
             rows=lines,
             columns=shown,
@@ -131,8 +131,14 @@ def _edges(graph: Graph) -> Iterator[str]:
         yield f"{names[edge.source]} → {names[edge.target]}: {edge.tensor}"
 
 
-def _notes(summary: ModelSummary) -> list[str]:
-    return [*([CONVENTION] if summary.observed != "structure" else []), *notes(summary)]
+def _notes(summary: ModelSummary, lines: Sequence[Row]) -> list[str]:
+    folded = any(row.item.times > 1 for row in lines)
+    per_copy = "rows under ×N are per copy, least..most where copies differ; a box of the icicle is of all copies"
+    return [
+        *([per_copy] if folded else []),
+        *([CONVENTION] if summary.observed != "structure" else []),
+        *notes(summary),
+    ]
 
 
 def _opened(lines: Iterable[Row], depth: int | None) -> set[int]:
@@ -192,6 +198,12 @@ def _policy(style: str, script: str) -> str:
     return (
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
     ).format(*hashes)
+
+
+def _rendered(template: str, **given: Any) -> str:
+    """As UTF-8 can hold it: half of a surrogate pair is written out as an escape."""
+    text = _environment().get_template(template).render(**given)
+    return text.encode(errors="backslashreplace").decode()
 
 
 @cache

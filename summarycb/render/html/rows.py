@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -135,14 +135,15 @@ def _share(place: int, value: int | None, whole: int | None) -> Share:
 def _colours(summary: ModelSummary, roots: Sequence[Item], metrics: Sequence[Column]) -> dict[str, int]:
     """The types that have a colour: those of the leaves that have the largest parts of all metrics."""
     leaves = [item.copies for root in roots[:1] for item in root.walk() if not item.children]
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = defaultdict(float)
     for metric in metrics:
         sums: Counter[str] = Counter()
         for copies in leaves:
             sums[copies[0].type_name] += sum([metric.value(copy, summary) or 0 for copy in copies])
         for name, part in sums.items():
             weights[name] += part / (sums.total() or 1)
-    return {name: place for place, (name, weight) in enumerate(weights.most_common(COLOURS)) if weight}
+    heaviest = sorted([name for name in weights if weights[name]], key=lambda name: -weights[name])
+    return {name: place for place, name in enumerate(heaviest[:COLOURS])}
 
 
 def _cell(summary: ModelSummary, item: Item, column: Column) -> tuple[str, str]:
