@@ -465,8 +465,8 @@ class ModelSummary:
     def plot_costs(self, *, metric: str = "forward_macs", depth: int | None = None) -> Figure:
         """A figure with a bar for each block, in the colours of the types of module that are in it. Needs matplotlib.
 
-        ``metric`` is a column of figures that add up. A block is ``depth`` levels below the root, where a module that is
-        never called, as a ``ModuleList``, is no level; None is the first level that has some.
+        ``metric`` is a column of figures that add up. A block is ``depth`` levels below the root, where a module that
+        is never called, as a ``ModuleList``, is no level; None is the first level that has some.
         """
         from summarycb.render.plot import plot_costs
 
@@ -527,7 +527,7 @@ class ModelSummary:
         """Write to ``path`` what its suffix says, and return it.
 
         ``.json`` is the summary itself and ``.html`` a page that holds it: :func:`summarycb.load` reads both. ``.txt``,
-        ``.md``, ``.csv`` and ``.speedscope.json`` are renderings of it; ``.svg``, ``.dot`` and ``.mmd`` of its dataflow.
+        ``.md``, ``.csv`` and ``.speedscope.json`` are renderings, and ``.svg``, ``.dot`` and ``.mmd`` its dataflow.
         """
         from summarycb.render.exports import save
 
