@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := build/peers
 
-.PHONY: demo test lint bench soak peers clean
+.PHONY: demo test lint bench soak pictures peers clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -26,6 +26,9 @@ bench: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py
+
+pictures: $(STAMP)
+	$(BIN)/python examples/pictures.py docs/pictures
 
 peers: $(PEERS)/.installed
 	$(PEERS)/bin/python benchmarks/peers.py

@@ -6,10 +6,13 @@ Exit status: 0 done, 2 an error, of whatever kind, that is said on standard erro
 from __future__ import annotations
 
 import argparse
+import inspect
+import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from summarycb import __version__
 from summarycb.errors import SummaryError
@@ -21,11 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        text = options.run(options)
-        if options.output is None:
-            print(_encodable(text, options.format), flush=True)
-        else:
-            Path(options.output).write_text(text + "\n", encoding="utf-8", errors="replace")
+        options.run(options)
     except (SummaryError, OSError, ModuleNotFoundError) as error:
         print(f"summarycb: {error}", file=sys.stderr)
         return 2
@@ -36,47 +35,126 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from summarycb.render.exports import FORMATS
+
     parser = argparse.ArgumentParser(prog="summarycb", description="Show and compare stored model summaries.")
     parser.add_argument("--version", action="version", version=f"summarycb {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="show one summary")
     show.add_argument("reference", metavar="REF", help=_REFERENCE)
-    show.add_argument("--depth", type=int, default=3, metavar="N", help="levels below the root; -1 is all (default: 3)")
-    show.add_argument("--columns", metavar="A,B", help="the columns, in order")
+    show.add_argument("--format", choices=FORMATS, help="default: what the suffix of FILE says, else text")
+    show.add_argument("--open", action="store_true", help="open the HTML page in the web browser")
     show.set_defaults(run=_show)
+    chosen = show.add_argument_group("what is shown, where the format has a choice")
+    for name, (keyword, settings) in _CHOICES.items():
+        chosen.add_argument(name, dest=keyword, default=argparse.SUPPRESS, **settings)
 
     compare = commands.add_parser("compare", help="say what changed from one summary to another")
     compare.add_argument("a", metavar="REF", help=_REFERENCE)
     compare.add_argument("b", metavar="REF")
+    compare.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     compare.set_defaults(run=_compare)
 
     for command in (show, compare):
-        command.add_argument("--format", choices=("text", "markdown", "json"), default="text")
         command.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of standard output")
     return parser
 
 
-def _show(options: argparse.Namespace) -> str:
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _depth(text: str) -> int | None:
+    return None if text == "-1" else int(text)
+
+
+_CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "--depth": (
+        "depth",
+        {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3, of a graph 2)"},
+    ),
+    "--columns": ("columns", {"type": _names, "metavar": "A,B", "help": "the columns, in order"}),
+    "--sort": ("sort", {"metavar": "COLUMN", "help": "children of a module by this column"}),
+    "--top": ("top", {"type": int, "metavar": "N", "help": "the N rows with most of the sort column or the metric"}),
+    "--filter": ("filter", {"metavar": "GLOB", "help": "the modules whose path or type fits"}),
+    "--metric": ("metric", {"metavar": "COLUMN", "help": "what bars and shares are of"}),
+    "--no-fold": ("fold", {"action": "store_false", "help": "blocks that repeat are shown each"}),
+    "--parameters": ("parameters", {"action": "store_true", "help": "a graph with its parameters"}),
+    "--layout": ("layout", {"choices": ("fast-sugiyama", "dot"), "help": "what lays out the graph"}),
+    "--ascii": ("ascii_only", {"action": "store_true", "help": "draw with ASCII alone"}),
+    "--width": ("width", {"type": int, "metavar": "N", "help": "no longer lines (default: the terminal's)"}),
+    "--outside": ("outside", {"action": "store_true", "help": "a row for what the step did outside any module"}),
+}
+"""Each option -> the argument that it is of the summary's methods ``to_<format>``, and how argparse reads it."""
+
+
+def _show(options: argparse.Namespace) -> None:
+    from summarycb.render.exports import form_of, method
     from summarycb.serialize import load
 
+    suffix = form_of(Path(options.output)) if options.output else None
+    form = options.format or suffix or ("html" if options.open else "text")
+    choices = {keyword: getattr(options, keyword) for keyword, _ in _CHOICES.values() if hasattr(options, keyword)}
+    made = inspect.signature(method(form)).parameters
+    for name, (keyword, _) in _CHOICES.items():
+        if keyword in choices and keyword not in made:
+            fitting = [name for name, (keyword, _) in _CHOICES.items() if keyword in made]
+            raise SummaryError(f"{name} is not for the format {form}, which takes {', '.join(fitting) or 'no choice'}")
     summary = load(options.reference)
-    depth = None if options.depth == -1 else options.depth
-    columns = options.columns.split(",") if options.columns else None
-    if options.format == "json":
-        return summary.to_json()
-    if options.format == "markdown":
-        return summary.to_markdown(depth=depth, columns=columns)
-    return summary.to_text(depth=depth, columns=columns, width=_width())
+    if options.open:
+        _open(method(form)(summary, **choices), form, options.output)
+    elif form == "text" and options.output is None:
+        from summarycb.render.terminal import draw
+        from summarycb.view import Selection, select
+
+        layout = {"width": choices.pop("width", _width()), "ascii_only": choices.pop("ascii_only", False)}
+        draw(select(summary, Selection(**choices)), **layout)
+    else:
+        _put(method(form)(summary, **choices), form, options.output)
 
 
-def _compare(options: argparse.Namespace) -> str:
+def _open(text: str, form: str, output: str | None) -> None:
+    import tempfile
+    import webbrowser
+
+    from summarycb.render.exports import FORMATS, write
+
+    if form not in ("html", "svg"):
+        raise SummaryError(f"--open is for the formats html and svg, not {form}")
+    if output is None:
+        with tempfile.NamedTemporaryFile(prefix="summarycb-", suffix=FORMATS[form], delete=False) as file:
+            output = file.name
+    page = write(text, Path(output)).resolve()
+    if not webbrowser.open(page.as_uri()):
+        raise SummaryError(f"no web browser was found to open {page}")
+
+
+def _compare(options: argparse.Namespace) -> None:
     from summarycb.compare import compare
 
     comparison = compare(options.a, options.b)
-    if options.format == "json":
-        return comparison.to_json()
-    return comparison.to_markdown() if options.format == "markdown" else comparison.to_text(width=_width())
+    if options.format == "text" and options.output is None:
+        from summarycb.render.terminal import draw
+
+        draw(comparison.view(), width=_width())
+    else:
+        made = {"text": comparison.to_text, "markdown": comparison.to_markdown, "json": comparison.to_json}
+        _put(made[options.format](), options.format, options.output)
+
+
+def _put(text: str, form: str, output: str | None) -> None:
+    from summarycb.render.exports import write
+
+    if output is None:
+        if form in _UTF8 and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        print(_encodable(text, form), end="" if text.endswith("\n") else "\n", flush=True)
+    else:
+        write(text, Path(output))
+
+
+_UTF8 = ("html", "svg")  # they say so of themselves
 
 
 def _width() -> int:
@@ -92,4 +170,4 @@ def _encodable(text: str, kind: str) -> str:
     from summarycb.render.terminal import encodable
 
     written = encodable(text, sys.stdout.encoding)
-    return json.dumps(json.loads(text)) if kind == "json" and written != text else written
+    return json.dumps(json.loads(text)) if kind in ("json", "speedscope") and written != text else written

@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, Protocol, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, Protocol, Self, cast
 
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.exits import at_exit
-from summarycb.tree import Amounts, ModelSummary, flops
+from summarycb.tree import ModelSummary
 from summarycb.view import Selection, select
+
+if TYPE_CHECKING:
+    from summarycb.render.exports import Cell
 
 GROUP = "summarycb.trackers"
 PREFIX = "model_summary"
 """Every metric, tag and file that is written to a tracker begins with this."""
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 """The packages whose loggers an adapter takes, for :func:`is_kind`."""
-
-Cell: TypeAlias = str | int | bool | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Report:
     @cached_property
     def table(self) -> list[dict[str, Cell]]:
         """One record a module, in definition order; exact numbers, None where unknown."""
+        from summarycb.render.exports import records
+
         return records(self.summary)
 
     @cached_property
@@ -106,30 +109,6 @@ class Tracker(Protocol):
 
     def read(self) -> ModelSummary:
         """The newest stored summary, equal to what was written. Raises :class:`SummaryError` when there is none."""
-
-
-def records(summary: ModelSummary) -> list[dict[str, Cell]]:
-    """One record a module, in definition order: what trackers' tables and DataFrames hold."""
-    rows: list[dict[str, Cell]] = []
-    for module in summary.root.walk():
-        shapes = {"input": module.inputs, "output": module.outputs}
-        rows.append(
-            {
-                "path": module.path,
-                "type": module.type_name,
-                "depth": _depth(module.path),
-                "calls": module.calls,
-                "training": module.training,
-                **{name: None if spec is None else _text(spec) for name, spec in shapes.items()},
-                **{f"total_{name}": getattr(module.total, name) for name in Amounts._fields},
-                **{f"own_{name}": getattr(module.own, name) for name in Amounts._fields},
-                "forward_flops": flops(module.total.forward_macs),
-                "backward_flops": flops(module.total.backward_macs),
-                "config": module.config,
-                "shared_with": module.shared_with,
-            }
-        )
-    return rows
 
 
 def names() -> list[str]:
@@ -371,16 +350,6 @@ def _scheme(reference: str) -> str | None:
 
 def _could_be_id(text: str) -> bool:
     return len(text) == 32 and text.isalnum()  # an MLflow run id
-
-
-def _depth(path: str) -> int:
-    return path.count(".") + 1 if path else 0
-
-
-def _text(spec: object) -> str:
-    from summarycb.specs import spec_text
-
-    return spec_text(spec)  # type: ignore[arg-type]
 
 
 def _reason(error: BaseException) -> str:

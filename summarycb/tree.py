@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from summarycb.dataflow import Dataflow
-from summarycb.errors import SummaryError
 from summarycb.specs import BufferSpec, ParameterSpec, Spec
 from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 Observed: TypeAlias = Literal["structure", "forward", "step"]
@@ -441,11 +441,42 @@ class ModelSummary:
 
         return to_fragment(self)
 
-    def to_dataframe(self) -> DataFrame:
-        """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas."""
+    def to_csv(self, *, outside: bool = False) -> str:
+        """One line a module, as in :meth:`to_dataframe`; empty where unknown."""
+        from summarycb.render.exports import to_csv
+
+        return to_csv(self, outside=outside)
+
+    def to_dataframe(self, *, outside: bool = False) -> DataFrame:
+        """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas.
+
+        ``outside=True`` adds the row ``(outside)``, so that the ``own_`` columns sum to the step's figures.
+        """
         from summarycb.render.frame import to_dataframe
 
-        return to_dataframe(self)
+        return to_dataframe(self, outside=outside)
+
+    def to_speedscope(self) -> str:
+        """Flame graphs of the module tree as JSON for https://www.speedscope.app: params, MACs, saved activations."""
+        from summarycb.render.exports import to_speedscope
+
+        return to_speedscope(self)
+
+    def plot_costs(self, *, metric: str = "forward_macs", depth: int | None = None) -> Figure:
+        """A figure with a bar for each block, in the colours of the types of module that are in it. Needs matplotlib.
+
+        ``metric`` is a column of figures that add up. A block is ``depth`` levels below the root, where a module that
+        is never called, as a ``ModuleList``, is no level; None is the first level that has some.
+        """
+        from summarycb.render.plot import plot_costs
+
+        return plot_costs(self, metric=metric, depth=depth)
+
+    def plot_memory(self) -> Figure:
+        """A figure of the bytes that were alive through the step, by kind, with the peak. Needs matplotlib."""
+        from summarycb.render.plot import plot_memory
+
+        return plot_memory(self)
 
     def to_svg(
         self,
@@ -493,11 +524,11 @@ class ModelSummary:
         return loads(text)
 
     def save(self, path: str | Path) -> Path:
-        """Write the JSON to ``path`` (``*.json``) and return it."""
-        from pathlib import Path
+        """Write to ``path`` what its suffix says, and return it.
 
-        target = Path(path)
-        if target.suffix != ".json":
-            raise SummaryError(f"cannot save to {target.name!r}: the file name must end in .json")
-        target.write_text(self.to_json(), encoding="utf-8")
-        return target
+        ``.json`` is the summary itself and ``.html`` a page that holds it: :func:`summarycb.load` reads both. ``.txt``,
+        ``.md``, ``.csv`` and ``.speedscope.json`` are renderings, and ``.svg``, ``.dot`` and ``.mmd`` its dataflow.
+        """
+        from summarycb.render.exports import save
+
+        return save(self, path)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 import summarycb
+from summarycb import ModelSummary
 from summarycb.cli import main
+from summarycb.render.exports import FORMATS
 from tests.literal import ROOT, SUMMARY
+from tests.pages import residual
 from tests.test_compare import OTHER
 from tests.test_compare import TEXT as COMPARED
 from tests.test_view import TEXT as SHOWN
+from tests.test_view import Stream
 
 
 @pytest.fixture(autouse=True)
@@ -34,23 +40,125 @@ def test_show(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == SHOWN + "\n"
 
 
+def test_a_terminal_is_written_to_in_colour(stored: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same characters; but not in ASCII, which is for what takes no more."""
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for arguments, plain in ((["show", stored[0]], SHOWN), (["compare", *stored], COMPARED)):
+        stream = Stream("utf-8", terminal=True)
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main(arguments) == 0
+        assert "\x1b[1m" in stream.written()
+        text = re.sub("\x1b\\[[0-9;]*m", "", stream.written())
+        assert "\n".join(line.rstrip() for line in text.split("\n")) == plain + "\n"
+    monkeypatch.setattr("sys.stdout", stream := Stream("utf-8", terminal=True))
+    assert main(["show", stored[0], "--ascii", "--width", "60"]) == 0
+    assert stream.written() == SUMMARY.to_text(width=60, ascii_only=True) + "\n"
+
+
 def test_compare(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *stored]) == 0
     assert capsys.readouterr().out == COMPARED + "\n"
 
 
-@pytest.mark.parametrize("kind", ["text", "markdown", "json"])
-def test_output_goes_to_a_file(stored: tuple[str, str], tmp_path: Path, kind: str) -> None:
-    target = tmp_path / "out"
-    assert (
-        main(["show", stored[0], "--depth", "-1", "--columns", "type,params", "--format", kind, "-o", str(target)]) == 0
+FORMS = {  # the choices that are made of each, and the same in Python
+    "json": ([], {}),
+    "html": (
+        ["--depth", "1", "--columns", "type,params", "--metric", "params", "--no-fold"],
+        {"depth": 1, "columns": ["type", "params"], "metric": "params", "fold": False},
+    ),
+    "text": (
+        ["--depth", "-1", "--sort", "params", "--filter", "*l*", "--metric", "params", "--width", "60", "--ascii"],
+        {"depth": None, "sort": "params", "filter": "*l*", "metric": "params", "width": 60, "ascii_only": True},
+    ),
+    "markdown": (["--columns", "type,params", "--top", "2"], {"columns": ["type", "params"], "top": 2}),
+    "csv": (["--outside"], {"outside": True}),
+    "svg": (["--depth", "1", "--parameters", "--layout", "fast-sugiyama"], {"depth": 1, "parameters": True}),
+    "dot": (["--depth", "1", "--no-fold"], {"depth": 1, "fold": False}),
+    "mermaid": (["--depth", "-1"], {"depth": None}),
+    "speedscope": ([], {}),
+}
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSummary, str]:
+    summary = residual()
+    return summary, str(summary.save(tmp_path_factory.mktemp("stored") / "net.json"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_to_a_file_and_to_standard_output(
+    observed: tuple[ModelSummary, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """What the suffix says, unless ``--format`` says otherwise, with one line break at the end."""
+    summary, stored = observed
+    options, keywords = FORMS[form]
+    expected = getattr(summary, f"to_{form}")(**keywords).rstrip("\n") + "\n"
+    files = {f"net{FORMATS[form]}": [], "out": ["--format", form], "out.md": ["--format", form]}
+    for name, asked in files.items():
+        assert main(["show", stored, *options, *asked, "-o", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_bytes().decode() == expected
+    assert capsys.readouterr() == ("", "")
+    assert main(["show", stored, *options, "--format", form]) == 0
+    assert capsys.readouterr() == (expected, "")
+
+
+def test_a_file_of_another_suffix_is_text(
+    stored: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wide as text is in a file, whatever the terminal is."""
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["show", stored[0], "-o", str(tmp_path / "out.log")]) == 0
+    assert (tmp_path / "out.log").read_text() == SHOWN + "\n"
+
+
+def test_a_choice_that_a_format_does_not_have(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", stored[0], "--format", "json", "--depth", "1"]) == 2
+    assert main(["show", stored[0], "--format", "csv", "--width", "60"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "summarycb: --depth is not for the format json, which takes no choice",
+        "summarycb: --width is not for the format csv, which takes --outside",
+    ]
+
+
+def browser(folder: Path, status: int = 0) -> tuple[dict[str, str], Path]:
+    """A program in place of the browser that notes what it is asked to open, and the environment that names it."""
+    program, noted = folder / "browser.py", folder / "noted"
+    program.write_text(
+        f"import pathlib, sys\npathlib.Path({str(noted)!r}).write_text(sys.argv[1])\nsys.exit({status})\n"
     )
-    expected = {
-        "text": SUMMARY.to_text(depth=None, columns=["type", "params"]),
-        "markdown": SUMMARY.to_markdown(depth=None, columns=["type", "params"]),
-        "json": SUMMARY.to_json(),
-    }
-    assert target.read_text() == expected[kind] + "\n"
+    # webbrowser asks what BROWSER names, and takes another when that fails: there is none on this PATH
+    return {"BROWSER": f"{sys.executable} {program} %s", "PATH": str(folder), "TMPDIR": str(folder)}, noted
+
+
+@pytest.mark.parametrize("output", [None, "page.html", "graph.svg"])
+def test_open_hands_the_page_to_the_web_browser(
+    observed: tuple[ModelSummary, str], tmp_path: Path, output: str | None
+) -> None:
+    environment, noted = browser(tmp_path)
+    form = "svg" if output == "graph.svg" else "html"
+    arguments = ["show", observed[1], "--open"] + (["-o", str(tmp_path / output)] if output else [])
+    done = run(*arguments, env=environment)
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+    opened = Path(unquote(noted.read_text().removeprefix("file://")))
+    assert opened == tmp_path / output if output else opened.parent == tmp_path and opened.suffix == ".html"
+    assert opened.read_text().rstrip("\n") == getattr(observed[0], f"to_{form}")().rstrip("\n")
+
+
+def test_open_where_there_is_no_web_browser(observed: tuple[ModelSummary, str], tmp_path: Path) -> None:
+    environment, _ = browser(tmp_path, status=1)
+    done = run("show", observed[1], "--open", "-o", str(tmp_path / "page.html"), env=environment)
+    assert (done.stdout, done.returncode) == (b"", 2)
+    assert done.stderr.decode() == f"summarycb: no web browser was found to open {tmp_path}/page.html\n"
+    done = run("show", observed[1], "--open", "--format", "csv", env=environment)
+    assert done.stderr.decode() == "summarycb: --open is for the formats html and svg, not csv\n"
+
+
+def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """As a process of its own."""
+    command = [sys.executable, "-m", "summarycb", *arguments]
+    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **env}, timeout=60)
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,10 +187,10 @@ def test_an_error_that_nobody_foresaw_is_status_2_too(
 ) -> None:
     """Never 1, which says that a comparison is over a gate."""
 
-    def planted(*_: object, **__: object) -> str:
+    def planted(*_: object) -> ModelSummary:
         raise OverflowError("on purpose")
 
-    monkeypatch.setattr("summarycb.ModelSummary.to_text", planted)
+    monkeypatch.setattr("summarycb.serialize.load", planted)
     assert main(["show", stored[0]]) == 2
     assert capsys.readouterr().err == "summarycb: OverflowError: on purpose\n"
 
@@ -93,19 +201,14 @@ def test_an_output_that_cannot_encode_the_table(stored: tuple[str, str], encodin
     named = replace(SUMMARY, root=replace(ROOT, type_name="网"))
     named.save(stored[1])
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "summarycb", *arguments],
-            capture_output=True,
-            check=False,
-            env={**os.environ, "PYTHONIOENCODING": encoding},
-        )
+    def written(*arguments: str) -> str:
+        done = run(*arguments, env={"PYTHONIOENCODING": encoding})
         assert (done.stderr, done.returncode) == (b"", 0)
         return done.stdout.decode(encoding)
 
-    assert run("show", stored[0]) == SUMMARY.to_text(ascii_only=True) + "\n"
-    assert run("compare", *stored).startswith("Net > ?\n")
-    assert json.loads(run("show", stored[1], "--format", "json")) == json.loads(named.to_json())
+    assert written("show", stored[0]) == SUMMARY.to_text(ascii_only=True) + "\n"
+    assert written("compare", *stored).startswith("Net > ?\n")
+    assert json.loads(written("show", stored[1], "--format", "json")) == json.loads(named.to_json())
 
 
 @pytest.mark.parametrize("columns", ["1", "0"])

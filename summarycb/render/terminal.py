@@ -32,26 +32,36 @@ _ASCII = str.maketrans(
 
 def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     """Plain text without colours, no line longer than ``width``."""
-    if type(width) is not int or width < LEAST_WIDTH:
-        raise SummaryError(f"width must be an integer from {LEAST_WIDTH} on, not {width!r}")
-    text = "\n".join([text for text, _ in _layout(view, width, styled=False)])
+    text = "\n".join([text for text, _ in _layout(view, _checked(width), styled=False)])
     return text.translate(_ASCII) if ascii_only else text
 
 
+def _checked(width: int) -> int:
+    if type(width) is not int or width < LEAST_WIDTH:
+        raise SummaryError(f"width must be an integer from {LEAST_WIDTH} on, not {width!r}")
+    return width
+
+
+def draw(view: View, *, width: int | None = None, ascii_only: bool = False) -> None:
+    """Print to standard output: in colour on a terminal, as wide as it is, and plain text elsewhere."""
+    console = Console(highlight=False)
+    if console.is_terminal and not ascii_only:
+        lines = render(view, max(console.width, LEAST_WIDTH) if width is None else _checked(width))
+        texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
+        for line, text in zip(lines, texts, strict=True):
+            line.plain = text
+        console.print(Text("\n").join(lines), soft_wrap=True)
+    else:
+        text = to_text(view, width=100 if width is None else width, ascii_only=ascii_only)
+        print(encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
+
+
 def show(summary: ModelSummary, selection: Selection = Selection()) -> None:
-    """Print to standard output: in colour on a terminal, plain text elsewhere. Never raises."""
+    """Print to standard output, as :func:`draw` does. Never raises."""
     from summarycb.trackers import warn
 
     try:
-        console, view = Console(highlight=False), select(summary, selection)
-        if console.is_terminal:
-            lines = render(view, max(console.width, LEAST_WIDTH))
-            texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
-            for line, text in zip(lines, texts, strict=True):
-                line.plain = text
-            console.print(Text("\n").join(lines), soft_wrap=True)
-        else:
-            print(encodable(to_text(view), getattr(sys.stdout, "encoding", None)), flush=True)
+        draw(select(summary, selection))
     except Exception as error:  # a closed or narrow stream must not end a training
         warn(f"the model summary could not be printed: {type(error).__name__}: {error}")
 

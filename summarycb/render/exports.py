@@ -1,0 +1,168 @@
+"""ModelSummary -> data for other programs: records, CSV, speedscope; and which file name holds which form.
+
+Must not import torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from summarycb import __version__
+from summarycb.errors import SummaryError
+from summarycb.garbage import collection_paused
+from summarycb.specs import spec_text
+from summarycb.tree import OUTSIDE, Amounts, ModelSummary, ModuleSummary, flops, outside_row
+
+Cell: TypeAlias = str | int | bool | None
+
+FORMATS = {
+    "json": ".json",
+    "html": ".html",
+    "text": ".txt",
+    "markdown": ".md",
+    "csv": ".csv",
+    "svg": ".svg",
+    "dot": ".dot",
+    "mermaid": ".mmd",
+    "speedscope": ".speedscope.json",
+}
+"""Each form by the suffix of its files; the summary's method ``to_<form>`` makes it."""
+
+
+def method(form: str) -> Callable[..., str]:
+    """The summary's method that makes ``form``, one of ``FORMATS``."""
+    made: Callable[..., str] = getattr(ModelSummary, f"to_{form}")
+    return made
+
+
+def form_of(path: Path) -> str | None:
+    """The form that a file of this name holds; None where the suffix is none of ours."""
+    fitting = [form for form, suffix in FORMATS.items() if path.name.endswith(suffix)]
+    return max(fitting, key=lambda form: len(FORMATS[form]), default=None)
+
+
+def save(summary: ModelSummary, path: str | Path) -> Path:
+    """Write the form that the suffix of ``path`` says."""
+    target = Path(path)
+    form = form_of(target)
+    if form is None:
+        raise SummaryError(f"cannot save to {target.name!r}: the file name must end in {', '.join(FORMATS.values())}")
+    return write(method(form)(summary), target)
+
+
+def write(text: str, target: Path) -> Path:
+    """One line break ends the file. Half a surrogate pair in a name is written as its escape, which JSON reads back."""
+    text = text if text.endswith("\n") else f"{text}\n"
+    target.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    return target
+
+
+@collection_paused()
+def records(summary: ModelSummary, *, outside: bool = False) -> list[dict[str, Cell]]:
+    """One record a module, in definition order: what tables of trackers, CSV files and DataFrames hold.
+
+    ``outside`` adds the row of what the step did outside any module, so that the ``own_`` figures sum to the step's.
+    """
+    modules = list(summary.root.walk())
+    if outside and summary.observed != "structure":
+        modules.append(outside_row(summary.outside))
+    return [_record(module) for module in modules]
+
+
+def _record(module: ModuleSummary) -> dict[str, Cell]:
+    total, own = module.total, module.own
+    inside = module.path != OUTSIDE
+    shapes = {"input": module.inputs, "output": module.outputs}
+    return {
+        "path": module.path,
+        "type": module.type_name,
+        "depth": (module.path.count(".") + 1 if module.path else 0) if inside else None,
+        "calls": module.calls if inside else None,
+        "training": module.training,
+        **{name: None if spec is None else spec_text(spec) for name, spec in shapes.items()},
+        "dtype": ", ".join(sorted({p.dtype for p in module.parameters})) or None,
+        "device": ", ".join(sorted({p.device for p in module.parameters})) or None,
+        **{f"total_{name}": value for name, value in zip(Amounts._fields, total, strict=True)},
+        **{f"own_{name}": value for name, value in zip(Amounts._fields, own, strict=True)},
+        "forward_flops": flops(total.forward_macs),
+        "backward_flops": flops(total.backward_macs),
+        "recompute_flops": flops(total.recompute_macs),
+        "config": module.config,
+        "shared_with": module.shared_with,
+    }
+
+
+def to_csv(summary: ModelSummary, *, outside: bool = False) -> str:
+    """The records with a header line; an unknown figure is empty, and so is the root's path."""
+    rows = records(summary, outside=outside)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+_PROFILES = {
+    "params": ("parameters", "none"),
+    "forward_macs": ("forward MACs", "none"),
+    "backward_macs": ("backward MACs", "none"),
+    "saved_activations": ("saved activations", "bytes"),
+}
+
+
+@collection_paused()
+def to_speedscope(summary: ModelSummary) -> str:
+    """A flame graph of the module tree for each figure that is known, as JSON for https://www.speedscope.app.
+
+    A box is as wide as the module's subtree. What is unknown has no width, and the profile's name says of how many
+    modules it is.
+    """
+    rows = [summary.root] if summary.observed == "structure" else [summary.root, outside_row(summary.outside)]
+    modules = [module for row in rows for module in row.walk()]
+    frames = [{"name": _frame(module), "file": module.path} for module in modules]
+    numbers = {id(module): number for number, module in enumerate(modules)}
+    profiles = [_profile(rows, numbers, figure) for figure in _PROFILES]
+    document = {
+        "$schema": "https://www.speedscope.app/file-format-schema.json",
+        "exporter": f"summarycb@{__version__}",
+        "name": summary.root.type_name,
+        "activeProfileIndex": 0,
+        "shared": {"frames": frames},
+        "profiles": [profile for profile in profiles if profile is not None],
+    }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def _frame(module: ModuleSummary) -> str:
+    return f"{module.name} ({module.type_name})" if module.name else module.type_name
+
+
+def _profile(rows: list[ModuleSummary], numbers: dict[int, int], figure: str) -> dict[str, Any] | None:
+    """What a module has of its own comes first in its box, then its children's; empty boxes are left out."""
+    events: list[dict[str, Any]] = []
+    at = unknown = 0
+    todo: list[ModuleSummary | dict[str, Any]] = list(reversed(rows))
+    while todo:
+        step = todo.pop()
+        if isinstance(step, dict):  # the end of a box
+            if step["at"] == at:
+                events.pop()
+            else:
+                events.append({"type": "C", "frame": step["frame"], "at": at})
+            continue
+        opened = {"type": "O", "frame": numbers[id(step)], "at": at}
+        events.append(opened)
+        own = getattr(step.own, figure)
+        unknown += own is None
+        at += own or 0
+        todo += [opened, *reversed(step.children)]
+    if not at and figure != "params":  # a file without any profile would be refused
+        return None
+    title, unit = _PROFILES[figure]
+    name = f"{title}, unknown in {unknown} module{'' if unknown == 1 else 's'}" if unknown else title
+    return {"type": "evented", "name": name, "unit": unit, "startValue": 0, "endValue": at, "events": events}
