@@ -324,6 +324,7 @@ def test_several_forwards_within_a_step_are_said() -> None:
     assert [note.text for note in hook.summary.notes] == [
         "the model ran 3 times within the step; the figures are of all of them",
         "backward ran 3 times within the step; saved activations are those before the one that found the most",
+        "the dataflow is of what ran before the first backward",
     ]
 
 

@@ -214,7 +214,7 @@ class Flow:
 
     def ended_early(self, calls: Calls) -> bool:
         """Whether a forward went on after the first backward."""
-        return self.cut or self.until not in (None, len(calls.made))
+        return self.cut or (self.until is not None and any(not call.missed for call in calls.made[self.until :]))
 
     def end(self) -> None:
         """Nothing more will be seen."""
