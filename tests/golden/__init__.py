@@ -227,3 +227,4 @@ def renderings(name: str) -> Iterator[tuple[Path, str]]:
     for width in (100, 80):
         yield FOLDER / f"{name}-{width}.txt", made.to_text(depth=depth, width=width) + "\n"
     yield FOLDER / f"{name}.md", made.to_markdown(depth=depth)
+    yield FOLDER / f"{name}.mmd", made.to_mermaid(depth=depth)
