@@ -63,6 +63,23 @@ def fold(root: ModuleSummary, enabled: bool = True) -> Item:
     return items[id(top)]
 
 
+def paths(roots: Sequence[Item]) -> Iterator[tuple[Item, str]]:
+    """All items in order, with their paths: ``transformer.h.0-11.ln_1`` for what stands for several modules."""
+    stack = [(item, "") for item in reversed(roots)]
+    while stack:
+        item, above = stack.pop()
+        path = path_of(item, above)
+        yield item, path
+        stack.extend([(child, path) for child in reversed(item.children)])
+
+
+def path_of(item: Item, above: str) -> str:
+    """The path of an item below the path of its parent: the module's own, or a pattern for several."""
+    if len(item.copies) == 1:
+        return item.copies[0].path
+    return f"{above}.{item.label}" if above else item.label
+
+
 class _Plan(NamedTuple):
     """An item whose children are still being found."""
 
@@ -108,7 +125,7 @@ def _folded(columns: Sequence[_Column], structures: dict[int, int]) -> Iterator[
             if period == 1:
                 yield _Plan(label, one[0], times, [])
             else:
-                yield _Plan(label, (), times, list(_folded(one, structures)))
+                yield _Plan(label, (), times, [_in_each(child, times) for child in _folded(one, structures)])
         start = end
 
 
@@ -118,8 +135,21 @@ def _merged(columns: Sequence[_Column]) -> _Column:
 
 
 def _label(columns: Sequence[_Column]) -> str:
-    first, last = columns[0][0].name, columns[-1][0].name
-    return f"{first}-{last[len(_counted(last)[0]) :]}"
+    return _span([column[0] for column in columns])
+
+
+def _span(modules: Sequence[ModuleSummary]) -> str:
+    """``0-11``, or ``layer_0-11``; the name alone of one."""
+    first, last = modules[0].name, modules[-1].name
+    return first if len(modules) == 1 else f"{first}-{last[len(_counted(last)[0]) :]}"
+
+
+def _in_each(plan: _Plan, periods: int) -> _Plan:
+    """The plan, part of a repeated sequence, with where it is in the first two periods: ``0, 2, …``."""
+    if not plan.copies:
+        return plan
+    again = _span(plan.copies[plan.times : 2 * plan.times])
+    return plan._replace(label=f"{plan.label}, {again}{', …' if periods > 2 else ''}")
 
 
 _MOST_PERIOD = 32

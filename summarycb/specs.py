@@ -76,6 +76,15 @@ def spec_text(spec: Spec) -> str:
     return str(spec)
 
 
+def tensors_of(spec: Spec) -> Iterator[TensorSpec]:
+    """The tensors in a spec, in order."""
+    if isinstance(spec, TensorSpec):
+        yield spec
+    elif isinstance(spec, tuple | Nested):
+        for part in spec.values() if isinstance(spec, Nested) else spec:
+            yield from tensors_of(part)
+
+
 class _Held:
     __slots__ = ()
     shape: tuple[int, ...] | None

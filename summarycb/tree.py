@@ -241,7 +241,7 @@ class ModuleSummary:
 
 def outside_row(work: Work) -> ModuleSummary:
     """Work outside any module as a row."""
-    return ModuleSummary(OUTSIDE, OUTSIDE, "loss, other code", call_groups=(CallGroup(1, None, None, work, work),))
+    return ModuleSummary(OUTSIDE, OUTSIDE, "loss, etc.", call_groups=(CallGroup(1, None, None, work, work),))
 
 
 def flops(macs: int | None) -> int | None:
@@ -375,20 +375,45 @@ class ModelSummary:
         return self.to_text()
 
     def to_text(
-        self, *, depth: int | None = 3, columns: Sequence[str] | None = None, width: int = 100, ascii_only: bool = False
+        self,
+        *,
+        depth: int | None = 3,
+        columns: Sequence[str] | None = None,
+        width: int = 100,
+        ascii_only: bool = False,
+        sort: str | None = None,
+        top: int | None = None,
+        filter: str | None = None,
+        metric: str = "forward_macs",
+        fold: bool = True,
     ) -> str:
-        """The summary as plain text, at most ``width`` columns wide; ``depth=None`` shows every module."""
+        """The summary as plain text, at most ``width`` columns wide; ``depth=None`` shows every module.
+
+        Where blocks that repeat are folded, levels that would make more than 30 rows are closed. What the arguments
+        mean is in :class:`~summarycb.view.Selection`.
+        """
         from summarycb.render.terminal import to_text
-        from summarycb.view import select
+        from summarycb.view import Selection, select
 
-        return to_text(select(self, depth=depth, columns=columns), width=width, ascii_only=ascii_only)
+        view = select(self, Selection(depth, columns, sort, top, filter, metric, fold))
+        return to_text(view, width=width, ascii_only=ascii_only)
 
-    def to_markdown(self, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> str:
-        """The summary as a Markdown table with its headline and notes."""
+    def to_markdown(
+        self,
+        *,
+        depth: int | None = 3,
+        columns: Sequence[str] | None = None,
+        sort: str | None = None,
+        top: int | None = None,
+        filter: str | None = None,
+        metric: str = "forward_macs",
+        fold: bool = True,
+    ) -> str:
+        """The summary as a Markdown table with its headline and notes; the arguments are those of :meth:`to_text`."""
         from summarycb.render.markdown import to_markdown
-        from summarycb.view import select
+        from summarycb.view import Selection, select
 
-        return to_markdown(select(self, depth=depth, columns=columns))
+        return to_markdown(select(self, Selection(depth, columns, sort, top, filter, metric, fold)))
 
     def to_dataframe(self) -> DataFrame:
         """One row a module, index = path, real dtypes (``Int64`` with NA where unknown). Needs pandas."""

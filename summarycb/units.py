@@ -35,6 +35,16 @@ def percent(value: int | None, total: int | None) -> str:
     return f"{100 * value / total:.1f}" if total else ""
 
 
+_BAR = 10
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(percent: float) -> str:
+    """The percentage as a bar of at most ten characters, to the nearest eighth of one, and not nothing above 0."""
+    eighths = max(round(percent / 100 * 8 * _BAR), percent > 0)
+    return (_EIGHTHS[-1] * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
+
+
 def signed(text: str) -> str:
     """``text`` with an explicit plus."""
     return text if text.startswith("-") or text in {"0", "0 B", UNKNOWN} else f"+{text}"

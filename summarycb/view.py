@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from typing import Any, Literal
 
-from summarycb import units
-from summarycb.columns import COLUMNS, DEFAULT, STRUCTURE
+from summarycb.columns import COLUMNS, METRICS, Column, default_columns, main_metric, shares
 from summarycb.errors import SummaryError
+from summarycb.fold import Item, fold, path_of, paths
 from summarycb.garbage import collection_paused
-from summarycb.specs import Nested, Spec, TensorSpec, spec_text
-from summarycb.step import KINDS, Failure, Memory, Moment
-from summarycb.tree import ModelSummary, ModuleSummary, flops, outside_row
+from summarycb.headline import CONVENTION, headline, notes
+from summarycb.tree import OUTSIDE, ModelSummary, outside_row
 
-CONVENTION = (
-    "1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not discounted) and "
-    "RNN gates; biases, norms, activations, softmax and look-ups count 0; only what torch dispatches is seen, no "
-    "kernel that a custom autograd.Function runs by itself; ? is unknown"
-)
+MOST_ROWS = 30
+"""Where repeats are folded, levels that would make more rows than this are closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +28,29 @@ class Heading:
 
     title: str
     justify: Literal["left", "right"] = "right"
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: ``guides`` says for each ancestor below the root, and itself, whether it is its parent's last."""
+    """One line: ``guides`` says for each ancestor below the root, and itself, whether it is its parent's last.
+
+    ``times`` is how many equal siblings it stands for. It is ``closed`` where it has children that are not shown, and
+    ``context`` where it is shown only because of what is below it.
+    """
 
     path: str
     label: str
     guides: tuple[bool, ...]
     cells: tuple[str, ...]
+    times: int = 1
+    closed: bool = False
+    context: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What follows the label: `` ×12 ▸``."""
+        return (f" ×{self.times}" if self.times > 1 else "") + (" ▸" if self.closed else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +64,47 @@ class View:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows and columns are shown, and in which order. What is not allowed raises SummaryError as it is made.
+
+    ``depth`` is how many levels below the root, after folding; None is every level. ``columns`` are keys of
+    ``COLUMNS``, in order. ``sort`` is the key of the column that siblings are sorted by: figures descending, texts
+    ascending. ``top`` shows only the so many modules, each without its children, that have most of it, or else of
+    ``metric``, as a flat list. ``filter`` shows only the modules whose path or type it matches, as a shell does file
+    names (``*attn*``), at any depth. ``metric`` is the column of figures that percentages and bars are of. ``fold``
+    shows blocks that repeat once.
+    """
+
+    depth: int | None = 3
+    columns: Sequence[str] | None = None
+    sort: str | None = None
+    top: int | None = None
+    filter: str | None = None
+    metric: str = "forward_macs"
+    fold: bool = True
+
+    def __post_init__(self) -> None:
+        check_depth(self.depth)
+        check_columns(self.columns)
+        if self.sort is not None and self.sort not in COLUMNS:
+            raise SummaryError(f"sort must be None or a column, not {self.sort!r}; allowed: {', '.join(COLUMNS)}")
+        if self.top is not None and (type(self.top) is not int or self.top < 1):
+            raise SummaryError(f"top must be None (all rows) or an integer from 1 on, not {self.top!r}")
+        if self.filter is not None and (not isinstance(self.filter, str) or not self.filter):
+            raise SummaryError(f"filter must be None or a pattern such as '*attn*', not {self.filter!r}")
+        if self.metric not in METRICS:
+            raise SummaryError(f"there is no metric {self.metric!r}; allowed: {', '.join(METRICS)}")
+        if type(self.fold) is not bool:
+            raise SummaryError(f"fold must be True or False, not {self.fold!r}")
+
+
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029], " ")
 
 
 def clean(text: str) -> str:
     """``text`` on one line, without what a terminal would obey."""
     return text if text.isprintable() else text.translate(_CONTROLS)
-
-
-_DEFAULTS = {
-    "structure": STRUCTURE,
-    "forward": tuple(
-        key for key in DEFAULT if key != "saved_activations"
-    ),  # without a backward nothing is saved for it
-    "step": DEFAULT,
-}
 
 
 def check_depth(depth: object) -> int | None:
@@ -77,10 +114,10 @@ def check_depth(depth: object) -> int | None:
     raise SummaryError(f"depth must be None (every level) or an integer from 0 (the root alone) on, not {depth!r}")
 
 
-def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns' keys, or SummaryError when one does not exist."""
+def check_columns(columns: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The columns' keys, None for those that suit the summary, or SummaryError when one does not exist."""
     if columns is None:
-        return DEFAULT
+        return None
     if isinstance(columns, str) or not isinstance(columns, Sequence):
         raise SummaryError(f"columns must be a list of names, not {columns!r}; allowed: {', '.join(COLUMNS)}")
     for key in columns:
@@ -90,212 +127,189 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
 
 
 @collection_paused()
-def select(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str] | None = None) -> View:
-    """The rows down to ``depth`` levels below the root, each with its whole subtree's figures, and the outside row."""
-    depth = check_depth(depth)
-    keys = _DEFAULTS[summary.observed] if columns is None else check_columns(columns)
-    chosen = tuple(COLUMNS[key] for key in keys)
-    rows = [
-        Row(module.path, _label(module, guides), guides, tuple(column.text(module, summary) for column in chosen))
-        for module, guides in _visible(summary, depth)
-    ]
+def select(summary: ModelSummary, selection: Selection = Selection()) -> View:
+    """The rows that are asked for, each with its whole subtree's figures, and the row of what ran outside."""
+    roots = _roots(summary, selection.fold)
+    if selection.filter is not None and any(0 < sum(hits) < len(hits) for hits in _hits(roots, selection.filter)):
+        roots = _roots(summary, folded=False)  # some of the copies alone are asked for
+    metric = main_metric(summary) if selection.metric == "forward_macs" else selection.metric
+    columns = {**COLUMNS, **shares(metric, summary)}
+    keys = check_columns(selection.columns) or default_columns(summary, metric)
+    if f"{metric} percent" in " ".join(keys):  # beside the figures themselves
+        columns["percent"] = replace(columns["percent"], title="%")
+    table = _Table(summary, selection, [columns[key] for key in keys])
+    if selection.top is not None:
+        rows, remarks = table.top(roots, columns[selection.sort or metric], selection.top)
+    else:
+        rows, remarks = table.tree(roots, columns[selection.sort] if selection.sort else None)
     return View(
         title=summary.root.type_name,
-        headline=tuple(_headline(summary)),
-        columns=tuple(Heading(column.title, column.justify) for column in chosen),
+        headline=tuple(headline(summary, roots)),
+        columns=tuple([Heading(columns[key].title, columns[key].justify, key) for key in keys]),
         rows=tuple(rows),
-        notes=(*([CONVENTION] if summary.observed != "structure" else []), *_notes(summary)),
+        notes=(*remarks, *([CONVENTION] if summary.observed != "structure" else []), *notes(summary)),
     )
 
 
-def _visible(summary: ModelSummary, depth: int | None) -> Iterator[tuple[ModuleSummary, tuple[bool, ...]]]:
-    root = summary.root
-    if (
-        summary.observed != "structure"
-    ):  # a step was observed: its work outside any module is a row, so that rows sum to it
-        root = replace(root, children=(*root.children, outside_row(summary.outside)))
-        outside_shown = depth is None or depth > 0
-        if not outside_shown:
-            root = replace(root, children=summary.root.children)
-    yield summary.root, ()
-    stack: list[tuple[ModuleSummary, tuple[bool, ...]]] = []
-    stack += [(child, (child is root.children[-1],)) for child in reversed(root.children)]
-    while stack:
-        module, guides = stack.pop()
-        if depth is not None and len(guides) > depth:
-            continue
-        yield module, guides
-        stack.extend((child, (*guides, child is module.children[-1])) for child in reversed(module.children))
+def _roots(summary: ModelSummary, folded: bool) -> list[Item]:
+    """The model and, where a step was observed, what ran outside of it, so that rows sum to the step."""
+    roots = [fold(summary.root, folded)]
+    return roots if summary.observed == "structure" else [*roots, Item(OUTSIDE, (outside_row(summary.outside),))]
 
 
-def _label(module: ModuleSummary, guides: tuple[bool, ...]) -> str:
-    label = module.name if guides else module.type_name
-    return label if module.shared_with is None else f"{label} = {module.shared_with or 'the root'}"
+def _hits(roots: Sequence[Item], pattern: str) -> list[list[bool]]:
+    """For each item in order, which of its copies match."""
+    return [
+        [fnmatchcase(copy.path, pattern) or fnmatchcase(copy.type_name, pattern) for copy in item.copies]
+        for item, _ in paths(roots)
+    ]
 
 
-def _headline(summary: ModelSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
-    root, memory, environment = summary.root, summary.memory, summary.environment
-    if summary.failure is not None:
-        yield "failed", tuple(_failure(summary, summary.failure))
-    mode = {None: None, True: "training", False: "eval mode"}[environment.training]
-    under = [mode, environment.device, environment.precision, environment.optimizer]
-    where = f"rank {environment.rank} of {environment.world_size}" if environment.rank else None  # zero's is all ranks'
-    facts = [fact for fact in (*under, environment.framework, environment.strategy, where) if fact]
-    if root.call_groups:
-        facts.append(f"in {_given(root.inputs)} → out {_brief(root.outputs)}")
-    modules = len(summary.modules)
-    yield summary.observed, (*facts, f"{modules:,} module{'' if modules == 1 else 's'}")
+class _Table:
+    """The rows of items."""
 
-    shares = f"{units.percent(summary.trainable_params, summary.total_params) or '0'} % trainable"
-    buffers = [f"buffers {units.exact(summary.total_buffers)}"] if summary.total_buffers else []
-    sharded = summary.local_params != summary.total_params
-    here = [f"{units.exact(summary.local_params)} on this rank"] if sharded else []
-    yield "params", (f"{units.exact(summary.total_params)} ({shares})", *here, *buffers)
-    if summary.observed != "structure":
-        yield "compute", tuple(_compute(summary))
+    def __init__(self, summary: ModelSummary, selection: Selection, columns: Sequence[Column]) -> None:
+        self._summary, self._selection, self._columns = summary, selection, columns
 
-    known: dict[str, list[str]] = {"measured": [], "derived": []}
-    for kind, title in _KINDS.items():
-        if value := getattr(memory, kind):
-            known[memory.basis(kind)].append(f"{title} {units.nbytes(value)}")
-    whose = ", on this rank" if sharded else ""
-    facts = [fact for basis, figures in known.items() for fact in _after(f"{basis}{whose}: ", figures)]
-    if summary.observed == "step":  # what is unknown of a step is said; what was never observed is left out
-        facts += _after("unavailable: ", [title for kind, title in _KINDS.items() if getattr(memory, kind) is None])
-    if facts:
-        yield "memory", tuple(facts)
-    if (moment := memory.peak_at) is not None:
-        place = "" if moment.module is None else f" of {moment.module or root.type_name}"
-        yield (
-            "peak",
+    def tree(self, roots: Sequence[Item], by: Column | None) -> tuple[list[Row], list[str]]:
+        """The rows, parents before their children, and what is to be said of them."""
+        matched, kept = self._found(roots)
+        depth = self._depth(roots)
+        rows: list[Row] = []
+        hidden = 0
+        stack: list[tuple[Item, int, tuple[bool, ...], str]]
+        stack = [(item, 0, (), "") for item in reversed(roots if depth != 0 else roots[:1])]
+        while stack:
+            item, level, guides, above = stack.pop()
+            if kept is not None and id(item) not in kept:
+                continue
+            path, below = path_of(item, above), level + bool(item.copies)
+            children = [child for child in item.children if kept is None or id(child) in kept]
+            closed = bool(children) and depth is not None and below > depth
+            rows.append(
+                Row(
+                    path,
+                    _label(item),
+                    guides,
+                    self._cells(item),
+                    item.times,
+                    closed,
+                    matched is not None and id(item) not in matched,
+                )
+            )
+            if closed:
+                hidden += sum([sum(1 for _ in copy.walk()) - 1 for copy in item.copies])
+                continue
+            if by is not None:
+                children.sort(key=lambda child: self._order(child, by))
+            stack += [
+                (child, below, (*guides, place == len(children) - 1), path)
+                for place, child in reversed(list(enumerate(children)))
+            ]
+        return rows, list(self._remarks(rows, hidden, depth))
+
+    def top(self, roots: Sequence[Item], by: Column, most: int) -> tuple[list[Row], list[str]]:
+        """The modules that have most, as a flat list of what each has by itself."""
+        matched, _ = self._found(roots)
+        alone = [
             (
-                f"{memory.basis('peak')}: {units.nbytes(moment.total)} of tensors in the {moment.phase}{place}",
-                *_after("of which ", _parts(moment)),
-                *_allocator(memory, "cuda" in (environment.device or "")),
-            ),
-        )
-    if summary.ranks:
-        yield "ranks", tuple(_ranks(summary))
+                Item(path or item.label, tuple([replace(copy, children=()) for copy in item.copies]), len(item.copies)),
+                path,
+            )
+            for item, path in paths(roots)
+            if item.copies and (matched is None or id(item) in matched)
+        ]
+        alone.sort(key=lambda pair: self._order(pair[0], by))
+        rows = [Row(path, _label(item), (), self._cells(item), item.times) for item, path in alone[:most]]
+        return rows, ["each row is a module without its children", *self._remarks(rows, 0, None)]
+
+    def _found(self, roots: Sequence[Item]) -> tuple[set[int] | None, set[int] | None]:
+        """The ids of the items that the filter matches, and of these and all above them; None without a filter."""
+        if self._selection.filter is None:
+            return None, None
+        items = [item for item, _ in paths(roots)]
+        matched = {
+            id(item) for item, hits in zip(items, _hits(roots, self._selection.filter), strict=True) if any(hits)
+        }
+        kept = set(matched)
+        for item in reversed(items):
+            if any(id(child) in kept for child in item.children):
+                kept.add(id(item))
+        return matched, kept
+
+    def _depth(self, roots: Sequence[Item]) -> int | None:
+        """How many levels are open: those that are asked for, and of repeats that are folded, as many as fit."""
+        depth = self._selection.depth
+        if depth is None or self._selection.filter is not None:
+            return None
+        if not self._selection.fold:
+            return depth
+        levels: dict[int, int] = {}
+        stack = [(item, 0) for item in roots]
+        while stack:
+            item, level = stack.pop()
+            levels[level] = levels.get(level, 0) + 1
+            if level <= depth:
+                stack += [(child, level + bool(item.copies)) for child in item.children]
+        rows = accumulate([levels[level] for level in sorted(levels)])
+        return min(depth, max(1, sum([count <= MOST_ROWS for count in rows]) - 1))
+
+    def _remarks(self, rows: Sequence[Row], hidden: int, depth: int | None) -> Iterator[str]:
+        if self._selection.filter is not None and not rows:
+            yield f"no module's path or type is like {self._selection.filter!r}"
+        if any(row.times > 1 for row in rows):
+            differ = any(".." in cell for row in rows for cell in row.cells)
+            yield "rows under ×N are per copy" + ("; least..most where copies differ" if differ else "")
+        if hidden:
+            asked = self._selection.depth
+            why = "" if depth == asked else f"; depth={asked} would be more than {MOST_ROWS} rows"
+            yield f"▸ has more below: {hidden:,} modules{why}; depth=None shows all"
+
+    def _cells(self, item: Item) -> tuple[str, ...]:
+        return tuple([self._cell(item, column) for column in self._columns])
+
+    def _cell(self, item: Item, column: Column) -> str:
+        if column.key == "type" and item.copies and item.copies[0] is self._summary.root:
+            return ""  # it is the row's label
+        if column.write is None and not item.copies:
+            return ", ".join(dict.fromkeys([self._cell(child, column) for child in item.children]))
+        return column.cell(self._values(item, column))
+
+    def _values(self, item: Item, column: Column) -> list[Any]:
+        """What each module that shares the row has; of a repeated sequence, what the modules of a period have."""
+        if item.copies:
+            return [column.value(copy, self._summary) for copy in item.copies]
+        if not column.adds:
+            return [""]
+        parts = [self._values(child, column) for child in item.children]
+        periods = len(parts[0]) // item.children[0].times
+        return [
+            _sum(
+                [
+                    value
+                    for child, values in zip(item.children, parts, strict=True)
+                    for value in values[period * child.times : (period + 1) * child.times]
+                ]
+            )
+            for period in range(periods)
+        ]
+
+    def _order(self, item: Item, column: Column) -> tuple[int, Any]:
+        """For sorting: figures descending, what has none last; texts ascending."""
+        if column.write is None:
+            return 0, self._cell(item, column)
+        values = self._values(item, column)
+        known = [value for value in values if value is not None and value != ""]
+        return (0, -max(known)) if known and None not in values else (1, 0)
 
 
-_KINDS = {
-    "parameters": "weights",
-    "buffers": "buffers",
-    "gradients": "gradients",
-    "optimizer_state": "optimizer state",
-    "saved_activations": "saved activations",
-    "weight_copies": "weight copies",
-    "batch": "batch",
-}
-_MOST_CALLERS = 12
-_MOST_TEXT = 300
-_PASSING = {"activations": "activations", "temporaries": "temporaries"}
+def _sum(values: Sequence[Any]) -> Any:
+    known = [value for value in values if value != ""]
+    return None if None in known else sum(known) if known else ""
 
 
-def _parts(moment: Moment) -> list[str]:
-    titles = {kind: title for kind, title in {**_KINDS, **_PASSING}.items() if kind in KINDS}
-    return [f"{title} {units.nbytes(value)}" for kind, title in titles.items() if (value := getattr(moment, kind))]
-
-
-def _given(inputs: Spec) -> str:
-    return _brief(inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs)
-
-
-def _brief(spec: Spec) -> str:
-    """Caches of a language model and lists of all parameters would fill the screen; the summary has them whole."""
-    text = spec_text(spec)
-    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
-
-
-def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
-    module = summary.modules.get(failure.module or "") if failure.calls else None
-    phase = "" if failure.phase is None else f" in the {failure.phase}"
-    place = "outside any module" if module is None else _named(module)
-    if module is not None and module.path:
-        place += f" ({module.type_name})"
-    yield f"{failure.error}{phase}: {place}"
-    if failure.calls[:-1]:
-        callers = [_named(summary.modules[path]) for path in failure.calls[:-1]]
-        yield "called by " + " → ".join(["…"] * (len(callers) > _MOST_CALLERS) + callers[-_MOST_CALLERS:])
-    if module is not None:
-        yield f"given {_given(failure.inputs)}"
-        yield from _after("with ", [f"{p.name} {'?' if p.shape is None else list(p.shape)}" for p in module.parameters])
-    if failure.operation is not None:
-        yield f"{failure.operation} of {_brief(failure.operands)}"
-        yield from _differing(failure.operands)
-    if failure.alive is not None:
-        yield from _after(f"alive {units.nbytes(failure.alive.total)}: ", _parts(failure.alive))
-    holders = [f"{held.module or summary.root.type_name} {units.nbytes(held.bytes)}" for held in failure.holders]
-    yield from _after("most held by ", holders)
-
-
-def _differing(operands: Spec) -> Iterator[str]:
-    """What shapes do not say: of which types and on which devices, where it is more than one."""
-    tensors = list(_tensors(operands))
-    for kinds in ([tensor.dtype for tensor in tensors], [tensor.device for tensor in tensors]):
-        if len(set(kinds)) > 1:
-            yield f"of {', '.join(kinds)}"
-
-
-def _tensors(spec: Spec) -> Iterator[TensorSpec]:
-    if isinstance(spec, TensorSpec):
-        yield spec
-    elif isinstance(spec, tuple | Nested):
-        for part in spec.values() if isinstance(spec, Nested) else spec:
-            yield from _tensors(part)
-
-
-def _named(module: ModuleSummary) -> str:
-    return module.path or module.type_name
-
-
-def _ranks(summary: ModelSummary) -> Iterator[str]:
-    """How many there are, and each kind of memory of which they have more or less, with the rank that has most."""
-    yield f"{len(summary.ranks)} of {summary.environment.world_size} observed"
-    if summary.all_ranks_flops is not None:
-        yield f"step {units.work(summary.all_ranks_flops, 'FLOPs')} on all"
-    for kind, title in {"peak": "peak", "allocator_peak": "by the allocator", **_KINDS}.items():
-        if (found := summary.over_ranks(kind)) is None:
-            continue
-        least, most = (getattr(rank.memory, kind) for rank in found)
-        if least != most:
-            yield f"{title} {units.nbytes(least)} to {units.nbytes(most)} (rank {found[1].rank})"
-        elif kind == "peak" and len(summary.ranks) > 1:
-            yield f"{title} {units.nbytes(most)} on each"
-    for rank in summary.ranks:
-        if rank.failure is not None and rank.rank != summary.environment.rank:
-            yield f"rank {rank.rank}: {rank.failure.error} in {rank.failure.module or 'the step'}"
-
-
-def _after(prefix: str, facts: list[str]) -> list[str]:
-    return [prefix + facts[0], *facts[1:]] if facts else []
-
-
-def _allocator(memory: Memory, on_cuda: bool) -> Iterator[str]:
-    if memory.allocator_peak is None and on_cuda:
-        yield "unavailable: the allocator's peak"
-    if memory.allocator_peak is not None:
-        yield f"measured: {units.nbytes(memory.allocator_peak)} by the allocator"
-        yield f"{units.nbytes(memory.unexplained)} of it no tensor of the step"
-
-
-def _compute(summary: ModelSummary) -> Iterator[str]:
-    yield f"forward {units.work(summary.forward_macs, 'MACs')} = {units.work(summary.forward_flops, 'FLOPs')}"
-    if summary.observed == "step":
-        yield f"backward {units.work(summary.backward_flops, 'FLOPs')}"
-        yield f"step {units.work(summary.step_flops, 'FLOPs')}"
-        if summary.recompute_flops != 0:
-            yield f"recomputed {units.work(summary.recompute_flops, 'FLOPs')}"
-        if summary.optimizer_macs != 0:
-            yield f"optimizer {units.work(flops(summary.optimizer_macs), 'FLOPs')}"
-        if summary.hardware_flops != summary.step_flops:
-            yield f"all that ran {units.work(summary.hardware_flops, 'FLOPs')}"
-
-
-def _notes(summary: ModelSummary) -> list[str]:
-    notes = [f"incomplete: {reason}" for reason in summary.incomplete]
-    tied = [note.text for note in summary.notes if note.kind == "tied"]
-    notes += [note.text for note in summary.notes if note.kind != "tied"]
-    if tied:
-        notes.append("; ".join(tied[:3]) + (f"; and {len(tied) - 3} more tied tensors" if len(tied) > 3 else ""))
-    return notes
+def _label(item: Item) -> str:
+    owners = list(dict.fromkeys([copy.shared_with for copy in item.copies]))
+    if owners in ([], [None]):
+        return item.label
+    return f"{item.label} = {owners[0] or 'the root'}{', …' if len(owners) > 1 else ''}"

@@ -46,10 +46,11 @@ saved activations 84 B → 200 B   +116 B (+138.1 %)
 peak              512 B → 512 B   0 B
 
 module            what                                  Δ params Δ fwd MACs Δ bwd FLOPs Δ saved act.
+────────────────────────────────────────────────────────────────────────────────────────────────────
 ~ fc              config out_features=3 → 6; output [2…      +15        +48         +96        +64 B
 + norm            LayerNorm                                   +6          0           0        +48 B
 - head            Head                                        -5        -24         -48         -8 B
-~ (outside)       loss, other code                             0         +6         +24        +12 B
+~ (outside)       loss, etc.                                   0         +6         +24        +12 B
 = sum of the rows                                            +16        +30         +72       +116 B
 
 2 of 4 modules are unchanged; each row is its module without its children"""
@@ -75,7 +76,7 @@ def test_rows_are_in_definition_order_and_say_what_differs() -> None:
         ("fc", "changed", "config out_features=3 → 6; output [2, 3] → [2, 6]"),
         ("norm", "added", "LayerNorm"),
         ("head", "removed", "Head"),
-        ("(outside)", "changed", "loss, other code"),
+        ("(outside)", "changed", "loss, etc."),
     ]
 
 

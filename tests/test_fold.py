@@ -43,13 +43,13 @@ def labels(root: ModuleSummary) -> tuple[Outline, ...]:
         ("a", ("0",)),
         ("aa", ("0-1 ×2",)),
         ("aaab", ("0-2 ×3", "3")),
-        ("abab", (("0-3 ×2", "0", "1"),)),
-        ("xabcabcabc", ("0", ("1-9 ×3", "1", "2", "3"))),
+        ("abab", (("0-3 ×2", "0, 2", "1, 3"),)),
+        ("xabcabcabc", ("0", ("1-9 ×3", "1, 4, …", "2, 5, …", "3, 6, …"))),
         ("aabb", ("0-1 ×2", "2-3 ×2")),
         # five local layers and a global one, as in Gemma 3: the whole sequence repeats, and in it the local layers
-        ("aaaaabaaaaabaaa", (("0-11 ×2", "0-4 ×5", "5"), "12-14 ×3")),
+        ("aaaaabaaaaabaaa", (("0-11 ×2", "0-4, 6-10 ×5", "5, 11"), "12-14 ×3")),
         # three of a kind and then a sequence of four: what covers most
-        ("aaabaaab", (("0-7 ×2", "0-2 ×3", "3"),)),
+        ("aaabaaab", (("0-7 ×2", "0-2, 4-6 ×3", "3, 7"),)),
     ],
 )
 def test_neighbours_fold_and_of_several_sequences_that_which_covers_most(

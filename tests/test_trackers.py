@@ -629,4 +629,4 @@ def test_a_script_that_ends_at_once_has_written_everything(tmp_path: Path) -> No
 def test_a_reports_text_has_the_depth_and_columns_that_were_asked_for() -> None:
     report = Report(SUMMARY, 0, ["params", "calls"])
     assert report.text == SUMMARY.to_text(depth=0, columns=["params", "calls"])
-    assert "saved act." not in report.text
+    assert "fwd MACs" not in report.text

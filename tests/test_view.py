@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,11 @@ from summarycb.render.terminal import show
 from summarycb.specs import TensorSpec
 from summarycb.step import Environment, Memory
 from summarycb.tree import ModelSummary, ModuleSummary, Work
-from summarycb.view import select
-from tests.literal import FC, HEAD, ROOT, SUMMARY
+from summarycb.view import Selection, select
+from tests.literal import FC, HEAD, ROOT, SUMMARY, group, tensor, weight
 
 TEXT = """\
 Net
-step    training · cpu · float32 · Adam · lightning · Single · in [2, 4] → out [2, 3] · 4 modules
 params  20 (75.0 % trainable) · buffers 7
 compute forward 78 MACs = 156 FLOPs · backward 168 FLOPs · step 324 FLOPs · recomputed 48 FLOPs
         all that ran 372 FLOPs
@@ -28,13 +28,17 @@ memory  measured: weights 80 B · buffers 28 B · gradients 80 B · optimizer st
 peak    derived: 512 B of tensors in the backward of fc · of which weights 80 B · buffers 28 B
         gradients 80 B · optimizer state 160 B · weight copies 16 B · batch 32 B · activations 84 B
         temporaries 32 B
+step    training · cpu · float32 · Adam · lightning · Single · 4 modules · in [2, 4] float32
+        out [2, 3] float32
+biggest params fc 75.0 % · MACs fc 61.5 % · saved act. fc 76.2 %
 
-module       type             output                               params fwd MACs MACs % saved act.
-Net          Net              [2, 3]                                   20       72   92.3       72 B
-├ fc         Linear           [2, 3]                                   15       48   61.5       64 B
-├ head       Head             {logits: [2, 3], states: ([], Cache…      5       24   30.8        8 B
-├ again = fc Linear                                                     0        0    0.0        0 B
-└ (outside)  loss, other code                                           0        6    7.7       12 B
+module       type       output                            params fwd MACs    %            saved act.
+────────────────────────────────────────────────────────────────────────────────────────────────────
+Net                     [2, 3]                                20       72 92.3 █████████▎       72 B
+├ fc         Linear     [2, 3]                                15       48 61.5 ██████▏          64 B
+├ head       Head       {logits: [2, 3], states: ([], Ca…      5       24 30.8 ███▏              8 B
+└ again = fc Linear                                            0        0    0                   0 B
+(outside)    loss, etc.                                        0        6  7.7 ▊                12 B
 
 1 MAC = 2 FLOPs, whole batch; MACs of matrix products, convolutions, attention (causal masks not
 discounted) and RNN gates; biases, norms, activations, softmax and look-ups count 0; only what torch
@@ -43,8 +47,6 @@ head.weight is fc.weight, counted there"""
 
 NARROW_ASCII = """\
 Net
-step    training - cpu - float32 - Adam - lightning - Single
-        in [2, 4] > out [2, 3] - 4 modules
 params  20 (75.0 % trainable) - buffers 7
 compute forward 78 MACs = 156 FLOPs - backward 168 FLOPs
         step 324 FLOPs - recomputed 48 FLOPs
@@ -58,13 +60,18 @@ peak    derived: 512 B of tensors in the backward of fc
         gradients 80 B - optimizer state 160 B
         weight copies 16 B - batch 32 B - activations 84 B
         temporaries 32 B
+step    training - cpu - float32 - Adam - lightning - Single
+        4 modules - in [2, 4] float32 - out [2, 3] float32
+biggest params fc 75.0 % - MACs fc 61.5 %
+        saved act. fc 76.2 %
 
-module       type       params fwd MACs MACs % saved act.
-Net          Net            20       72   92.3       72 B
-| fc         Linear         15       48   61.5       64 B
-| head       Head            5       24   30.8        8 B
-| again = fc Linear          0        0    0.0        0 B
-` (outside)  loss, oth~      0        6    7.7       12 B
+module       type       params fwd MACs    % saved act.
+-------------------------------------------------------
+Net                         20       72 92.3       72 B
+| fc         Linear         15       48 61.5       64 B
+| head       Head            5       24 30.8        8 B
+` again = fc Linear          0        0    0        0 B
+(outside)    loss, etc.      0        6  7.7       12 B
 
 no room for output
 1 MAC = 2 FLOPs, whole batch; MACs of matrix products,
@@ -77,14 +84,15 @@ head.weight is fc.weight, counted there"""
 MARKDOWN = """\
 ### Net
 
-- **structure**: 2 modules
 - **params**: 15 (100.0 % trainable)
 - **memory**: measured: weights 60 B
+- **structure**: 2 modules
+- **biggest**: params a\\`b\\|c 100.0 %
 
-| module | type | config | params | params % | trainable | buffers |
-| --- | --- | --- | ---: | ---: | --- | ---: |
-| `Net` | Net |  | 15 | 100.0 | yes | 0 |
-| &nbsp;&nbsp;`a'b\\|c` | Linear | in\\_features=4, out\\_features=3, bias=True | 15 | 100.0 | yes | 0 |
+| module | type | config | params | % |  | trainable | buffers |
+| --- | --- | --- | ---: | ---: | --- | --- | ---: |
+| `Net` |  |  | 15 | 100.0 | ██████████ | yes | 0 |
+| &nbsp;&nbsp;`a'b\\|c` | Linear | in\\_features=4, out\\_features=3, bias=True | 15 | 100.0 | ██████████ | yes | 0 |
 
 """
 
@@ -169,28 +177,28 @@ def test_depth_hides_rows_whose_figures_their_parents_hold() -> None:
     inner = replace(HEAD, path="block.head", children=())
     block = ModuleSummary("block", "block", "Block", call_groups=(), children=(inner,))
     deep = replace(SUMMARY, root=replace(ROOT, children=(FC, block)))
-    shown = {depth: [row.label for row in select(deep, depth=depth).rows] for depth in (0, 1, 2, None)}
+    shown = {depth: [row.label for row in select(deep, Selection(depth=depth)).rows] for depth in (0, 1, 2, None)}
     assert shown == {
         0: ["Net"],
         1: ["Net", "fc", "block", "(outside)"],
         2: ["Net", "fc", "block", "head", "(outside)"],
         None: ["Net", "fc", "block", "head", "(outside)"],
     }
-    params = [row.cells for row in select(deep, depth=1, columns=["params"]).rows]
+    params = [row.cells for row in select(deep, Selection(depth=1, columns=["params"])).rows]
     assert params == [("20",), ("15",), ("5",), ("0",)]
 
 
 CELLS = {
     "type": "Head",
-    "input": "{0: [2, 3], mask: None}",
+    "input": "[2, 3]",  # of {0: [2, 3], mask: None}, the one tensor
     "output": "{logits: [2, 3], states: ([], Cache)}",
     "kernel": "",
     "config": "",
     "calls": "1",
     "mode": "eval",
     "params": "5",
-    "percent": "25.0",
     "trainable": "no",
+    "trainable_params": "0",
     "buffers": "7",
     "dtype": "float32",
     "device": "cpu",
@@ -200,11 +208,12 @@ CELLS = {
     "gradients": "20 B",
     "optimizer_state": "40 B",
     "forward_macs": "24",
-    "macs_percent": "30.8",
     "forward_flops": "48",
     "backward_macs": "24",
     "backward_flops": "48",
     "recompute_flops": "48",
+    "percent": "30.8",  # 24 of 78
+    "bar": "███▏",  # of 80 eighths 24.6: 3 blocks and 1 eighth
     "saved_activations": "8 B",
     "weight_copies": "16 B",
 }
@@ -212,7 +221,7 @@ CELLS = {
 
 def test_every_column() -> None:
     assert list(CELLS) == list(COLUMNS)
-    view = select(SUMMARY, columns=list(COLUMNS))
+    view = select(SUMMARY, Selection(columns=list(COLUMNS)))
     assert dict(zip(COLUMNS, view.rows[2].cells, strict=True)) == CELLS
 
 
@@ -220,9 +229,159 @@ def test_unknown_is_a_question_mark() -> None:
     unknown = replace(FC, call_groups=None)
     view = select(
         replace(SUMMARY, root=replace(ROOT, children=(unknown,))),
-        columns=["forward_macs", "macs_percent", "backward_flops", "saved_activations"],
+        Selection(columns=["forward_macs", "percent", "bar", "backward_flops", "saved_activations"]),
     )
-    assert view.rows[1].cells == ("?", "?", "?", "?")
+    assert view.rows[1].cells == ("?", "?", "?", "?", "?")
+
+
+def expert(i: int, rows: int, tied: bool = False) -> ModuleSummary:
+    """An expert that was given so many rows: 4 x 3 MACs and 8 bytes for each."""
+    work = Work(12 * rows, 24 * rows, 0, 8 * rows, 0)
+    return replace(
+        FC,
+        path=f"experts.{i}",
+        name=str(i),
+        parameters=(weight("weight", 3, 4),),
+        call_groups=(group(1, (tensor(rows, 4),), tensor(rows, 3), work),),
+    )
+
+
+def mixture(*rows: int) -> ModelSummary:
+    """A router and experts, and outside of them 40 MACs: of 3, 5 and 2 rows, 12 x 10 + 30 + 40 = 190 MACs."""
+    experts = [expert(i, n) for i, n in enumerate(rows)]
+    router = replace(
+        HEAD,
+        path="router",
+        name="router",
+        type_name="Router",
+        call_groups=(group(1, None, tensor(8), Work(30, 30, 0, 0, 0)),),
+    )
+    root = replace(
+        ROOT,
+        children=(router, ModuleSummary("experts", "experts", "ModuleList", call_groups=(), children=tuple(experts))),
+    )
+    return replace(SUMMARY, root=root, outside=Work(40, 0, 0, 0, 0))
+
+
+def shown(summary: ModelSummary, **selection: Any) -> list[tuple[str, ...]]:
+    return [(row.label + row.suffix, *row.cells) for row in select(summary, Selection(**selection)).rows]
+
+
+FIGURES = ["type", "output", "params", "forward_macs", "percent", "saved_activations"]
+
+
+def test_a_folded_row_is_of_one_copy_with_the_least_and_the_most_where_they_differ() -> None:
+    assert shown(mixture(3, 5, 2), columns=FIGURES) == [
+        ("Net", "", "[2, 3]", "41", "150", "78.9", "80 B"),  # 150 of 190
+        ("router", "Router", "[8]", "5", "30", "15.8", "0 B"),
+        ("experts", "ModuleList", "", "36", "120", "63.2", "80 B"),
+        ("0-2 ×3", "Linear", "[2..5, 3]", "12", "24..60", "12.6..31.6", "16..40 B"),
+        ("(outside)", "loss, etc.", "", "0", "40", "21.1", "0 B"),
+    ]
+    assert shown(mixture(3, 5, 2), columns=["forward_macs"], fold=False)[3:6] == [("0", "36"), ("1", "60"), ("2", "24")]
+    said = "rows under ×N are per copy"
+    assert select(mixture(3, 5, 2)).notes[0] == f"{said}; least..most where copies differ"
+    assert select(mixture(3, 3, 3)).notes[0] == said
+    assert select(SUMMARY).notes[0].startswith("1 MAC = 2 FLOPs")
+
+
+def test_a_repeated_sequence_is_of_one_period() -> None:
+    """Two of (3 x 4 weights, 3 x 4 and 5 more): 12 + 17 parameters each; 12 x (2 + 1) and 12 x (4 + 1) MACs."""
+
+    def wide(i: int, rows: int) -> ModuleSummary:
+        module = expert(i, rows)
+        return replace(module, type_name="Wide", parameters=(*module.parameters, weight("bias", 5)))
+
+    layers = (expert(0, 2), wide(1, 1), expert(2, 4), wide(3, 1))
+    listed = ModuleSummary("experts", "experts", "ModuleList", call_groups=(), children=layers)
+    rows = shown(
+        replace(SUMMARY, root=replace(ROOT, children=(listed,))), columns=["type", "params", "forward_macs", "calls"]
+    )
+    assert rows[1:5] == [
+        ("experts", "ModuleList", "58", "96", "0"),
+        ("0-3 ×2", "Linear, Wide", "29", "36..60", ""),
+        ("0, 2", "Linear", "12", "24..48", "1"),
+        ("1, 3", "Wide", "17", "12", "1"),
+    ]
+
+
+def test_children_are_sorted_within_their_parent() -> None:
+    def labels(key: str) -> list[str]:
+        return [row[0] for row in shown(mixture(3, 5, 2), sort=key, fold=False)]
+
+    assert labels("forward_macs") == ["Net", "experts", "1", "0", "2", "router", "(outside)"]
+    assert labels("type") == ["Net", "experts", "0", "1", "2", "router", "(outside)"]
+    unknown = replace(mixture(3, 5, 2), root=replace(ROOT, children=(replace(FC, call_groups=None), expert(0, 1))))
+    assert [row[0] for row in shown(unknown, sort="forward_macs")] == ["Net", "0", "fc", "(outside)"]
+
+
+def test_top_is_flat_and_of_what_each_module_has_by_itself() -> None:
+    view = select(mixture(3, 5, 2), Selection(top=3, columns=["forward_macs", "percent"], fold=False))
+    assert [(row.label, row.guides, row.cells) for row in view.rows] == [
+        ("experts.1", (), ("60", "31.6")),
+        ("(outside)", (), ("40", "21.1")),
+        ("experts.0", (), ("36", "18.9")),
+    ]
+    assert view.notes[0] == "each row is a module without its children"
+    assert [row[0] for row in shown(mixture(3, 5, 2), top=2)] == ["experts.0-2 ×3", "(outside)"]
+    assert [row[0] for row in shown(mixture(3, 5, 2), top=1, metric="params")] == ["experts.0-2 ×3"]
+    assert [row[0] for row in shown(mixture(3, 5, 2), top=1, sort="buffers")] == ["router"]
+    assert shown(mixture(3, 5, 2), top=99, columns=["params"])[-2:] == [("Net", "0"), ("experts", "0")]
+
+
+def test_a_filter_shows_what_it_matches_and_the_way_there() -> None:
+    def found(pattern: str) -> list[tuple[str, bool]]:
+        rows = select(mixture(3, 5, 2), Selection(filter=pattern, depth=1)).rows
+        return [(row.label + row.suffix, row.context) for row in rows]
+
+    assert found("experts.*") == [("Net", True), ("experts", True), ("0-2 ×3", False)]
+    assert found("Linear") == found("experts.*"), "a type"
+    assert found("experts.[12]") == [("Net", True), ("experts", True), ("1", False), ("2", False)], "some of the copies"
+    assert found("router") == [("Net", True), ("router", False)]
+    assert found("(outside)") == [("(outside)", False)]
+    assert found("linear") == []
+    view = select(mixture(3, 5, 2), Selection(filter="linear"))
+    assert view.notes[0] == "no module's path or type is like 'linear'"
+
+
+def test_a_percentage_is_of_the_metric_and_stands_beside_it() -> None:
+    columns = [heading.title for heading in select(SUMMARY, Selection(metric="saved_activations")).columns]
+    assert columns == ["type", "output", "params", "fwd MACs", "saved act.", "%", ""]
+    columns = [heading.title for heading in select(SUMMARY, Selection(metric="backward_flops")).columns]
+    assert columns == ["type", "output", "params", "fwd MACs", "saved act.", "bwd FLOPs", "%", ""]
+    view = select(SUMMARY, Selection(metric="params", columns=["percent", "type"]))
+    assert [heading.title for heading in view.columns] == ["% params", "type"]
+    assert [row.cells[0] for row in view.rows] == ["100.0", "75.0", "25.0", "0", "0"]
+
+
+def test_levels_that_would_be_more_than_thirty_rows_are_closed() -> None:
+    """30 rows: the root, outside and 4 stages with 6 layers each; with one layer more it would be 31."""
+
+    def net(layers: int) -> ModelSummary:
+        stages = []
+        for i in range(4):
+            inside = [replace(FC, path=f"s{i}.l{j}", name=f"l{j}") for j in range(6 if i else layers)]
+            stages.append(ModuleSummary(f"s{i}", f"s{i}", "Stage", call_groups=(), children=tuple(inside)))
+        return replace(SUMMARY, root=replace(ROOT, children=tuple(stages)))
+
+    assert len(shown(net(6))) == 2 + 4 + 4 * 6 == 30
+    assert [row[0] for row in shown(net(7))] == ["Net", "s0 ▸", "s1 ▸", "s2 ▸", "s3 ▸", "(outside)"]
+    assert select(net(7)).notes[0] == (
+        "▸ has more below: 25 modules; depth=3 would be more than 30 rows; depth=None shows all"
+    )
+    assert len(shown(net(7), depth=None)) == len(shown(net(7), fold=False)) == 31
+    assert select(net(6), Selection(depth=1)).notes[0] == "▸ has more below: 24 modules; depth=None shows all"
+    assert len(shown(replace(SUMMARY, root=replace(ROOT, children=net(7).root.children * 9)), depth=9)) == 2 + 36
+
+
+def test_a_long_name_keeps_how_often_it_is_there_and_a_long_path_its_end() -> None:
+    odd = [replace(FC, path=f"layer_of_a_very_long_name_{i}", name=f"layer_of_a_very_long_name_{i}") for i in range(2)]
+    held = ModuleSummary("seq", "seq", "Sequential", call_groups=(), children=tuple(odd))
+    summary = replace(SUMMARY, root=replace(ROOT, children=(held,)))
+    lines = summary.to_text(columns=["params"], width=33).splitlines()
+    assert "  └ layer_of_a_very_lo… ×2     15" in lines
+    lines = summary.to_text(columns=["params"], width=39, top=1).splitlines()
+    assert "…ayer_of_a_very_long_name_0-1 ×2     15" in lines
 
 
 @pytest.mark.parametrize("width", [19, 0, -1, True, 80.0, "80", None])
@@ -235,8 +394,8 @@ def test_what_went_in_and_came_out_does_not_fill_the_screen() -> None:
     """As the keys and values of every layer of a language model: 300 characters of each, of which the last says so."""
     tensors = (TensorSpec((2, 4), "float32", "cpu"),) * 99
     view = select(replace(SUMMARY, root=replace(ROOT, call_groups=(replace(ROOT.call_groups[0], outputs=tensors),))))
-    (shown,) = [fact for fact in dict(view.headline)["step"] if " → out " in fact]
-    assert shown == "in [2, 4] → out (" + "[2, 4], " * 37 + "[2…"
+    (shown,) = [fact for fact in dict(view.headline)["step"] if fact.startswith("out ")]
+    assert shown == "out (" + "[2, 4], " * 37 + "[2… float32"
 
 
 def test_names_and_facts_cannot_break_the_table() -> None:
@@ -244,7 +403,7 @@ def test_names_and_facts_cannot_break_the_table() -> None:
     odd = replace(FC, path="odd", name="a\nb\x1b[31m\u2028c\t", type_name="線形" * 20)
     text = replace(SUMMARY, root=replace(ROOT, children=(odd,))).to_text(columns=["type", "params"], width=40)
     (line,) = [line for line in text.split("\n") if "線形" in line]
-    assert line == "├ a b [31m c  線形線形線形線形線…     15"
+    assert line == "└ a b [31m c  線形線形線形線形線…     15"
 
 
 class Stream(io.TextIOWrapper):
@@ -286,6 +445,25 @@ def test_what_standard_output_cannot_encode(monkeypatch: pytest.MonkeyPatch, enc
 def test_a_wrong_depth_says_what_is_allowed(depth: object) -> None:
     with pytest.raises(SummaryError, match=r"depth must be None \(every level\) or an integer from 0 .* on, not "):
         SUMMARY.to_text(depth=depth)  # type: ignore[arg-type]
+
+
+WRONG = [
+    ({"sort": "flops"}, r"sort must be None or a column, not 'flops'; allowed: type, input, .*, weight_copies"),
+    ({"top": 0}, r"top must be None \(all rows\) or an integer from 1 on, not 0"),
+    ({"top": True}, "top must be .*, not True"),
+    ({"filter": ""}, r"filter must be None or a pattern such as '\*attn\*', not ''"),
+    ({"filter": ["a"]}, r"filter must be .*, not \['a'\]"),
+    ({"metric": "type"}, "there is no metric 'type'; allowed: params, .*, weight_copies"),
+    ({"metric": "percent"}, "there is no metric 'percent'"),
+    ({"fold": 1}, "fold must be True or False, not 1"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG, ids=[str(given) for given, _ in WRONG])
+def test_a_wrong_selection_says_what_is_allowed(given: dict[str, Any], said: str) -> None:
+    for render in (SUMMARY.to_text, SUMMARY.to_markdown):
+        with pytest.raises(SummaryError, match=f"^{said}"):
+            render(**given)
 
 
 def test_a_wrong_column_says_which_there_are() -> None:

@@ -15,7 +15,7 @@ def to_markdown(view: View) -> str:
     ruler = ["---", *["---:" if column.justify == "right" else "---" for column in view.columns]]
     lines += ["", _row(header), _row(ruler)]
     for row in view.rows:
-        lines.append(_row([_INDENT * len(row.guides) + f"`{_code(row.label)}`", *map(_escape, row.cells)]))
+        lines.append(_row([_INDENT * len(row.guides) + f"`{_code(row.label)}`{row.suffix}", *map(_escape, row.cells)]))
     lines += ["", *[f"- {_escape(note)}" for note in view.notes], ""]
     return "\n".join(lines)
 

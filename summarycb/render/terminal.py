@@ -5,26 +5,28 @@ from __future__ import annotations
 import io
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.tree import ModelSummary
-from summarycb.view import Row, View, clean, select
+from summarycb.view import Row, Selection, View, clean, select
 
 _numbers = random.getstate()
 try:  # rich draws a random number when it is first imported, and the training's own must not change
     from rich.cells import cell_len, set_cell_size
     from rich.console import Console
-    from rich.text import Text
+    from rich.text import Span, Text
 finally:
     random.setstate(_numbers)
 
 LEAST_WIDTH = 20
 _GAP = 1
-_LEAST_NAME, _LEAST_TEXT = 24, 10
+_LEAST_NAME, _LEAST_PATH = 24, 32
 _ASCII = str.maketrans(
-    {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d"}
+    {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d", "▸": "+"}
+    | dict.fromkeys("▏▎▍▌", "-")
+    | dict.fromkeys("▋▊▉█", "#")
 )
 
 
@@ -43,7 +45,7 @@ def show(summary: ModelSummary, *, depth: int | None = 3, columns: Sequence[str]
     try:
         console = Console(highlight=False)
         if console.is_terminal:
-            lines = render(select(summary, depth=depth, columns=columns), max(console.width, LEAST_WIDTH))
+            lines = render(select(summary, Selection(depth, columns)), max(console.width, LEAST_WIDTH))
             texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
             for line, text in zip(lines, texts, strict=True):
                 line.plain = text
@@ -115,22 +117,86 @@ def _lines(facts: Sequence[str], width: int) -> list[str]:
 
 def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
     """The lines, and the titles of the columns for which there was no room."""
-    header = ["module", *[column.title for column in view.columns]]
-    guides = [_guides(row) for row in view.rows]
-    cells = [[guide + clean(row.label), *map(clean, row.cells)] for guide, row in zip(guides, view.rows, strict=True)]
     right = [False, *[column.justify == "right" for column in view.columns]]
-    widths = _fit([header, *cells], right, width)
+    header = ["module", *[column.title for column in view.columns]]
+    styles = ["", *[_STYLES.get(column.key, "") for column in view.columns]]
+    columns = [
+        [_name(row) for row in view.rows],
+        *[[clean(row.cells[i]) for row in view.rows] for i in range(len(view.columns))],
+    ]
+    columns = [_aligned(cells) if figures else cells for cells, figures in zip(columns, right, strict=True)]
+    natural = [max(map(cell_len, [title, *cells])) for title, cells in zip(header, columns, strict=True)]
+    worth = [
+        3 if figures else _WORTH.get(column.key, 0) for column, figures in zip(view.columns, right[1:], strict=True)
+    ]
+    widths = _fit(natural, worth, _LEAST_NAME if any(row.guides for row in view.rows) else _LEAST_PATH, width)
     shown = [i for i, space in enumerate(widths) if space]
 
-    def text(row: Sequence[str]) -> str:
-        return (" " * _GAP).join([_cell(row[i], widths[i], right[i]) for i in shown]).rstrip()
+    def line(cells: Sequence[str]) -> Iterator[str]:
+        return (_cell(cells[i], widths[i], right[i]) for i in shown)
 
-    lines = [Text(text(header), style="bold")]
-    for guide, row in zip(guides, cells, strict=True):
-        line = Text(text(row))
-        line.stylize("dim", 0, min(len(guide), widths[0])) if guide else line.stylize("bold", 0, len(row[0]))
-        lines.append(line)
-    return lines, [title for title, space in zip(header, widths, strict=True) if not space]
+    lines = [Text((" " * _GAP).join(line(header)).rstrip(), style="bold")]
+    lines.append(Text("─" * (sum([widths[i] + _GAP for i in shown]) - _GAP), style="dim"))
+    for row, (_, *cells) in zip(view.rows, zip(*columns, strict=True), strict=True):
+        parts = list(line([_name(row, widths[0]), *cells]))
+        text = Text((" " * _GAP).join(parts), style="dim" if row.context else "")
+        text.spans = list(_spans(row, parts, [styles[i] for i in shown]))
+        text.rstrip()
+        lines.append(text)
+    return lines, [title for title, space in zip(header, widths, strict=True) if title and not space]
+
+
+_WORTH = {"bar": 1, "type": 2}
+"""What goes later than other columns where there is no room; figures, worth 3, go last."""
+_LEAST = {0: 16, 2: 10}
+"""To how many characters a column is shortened before one goes, by its worth; figures and bars never are."""
+_STYLES = {"type": "dim", "config": "dim", "bar": "cyan"}
+
+
+def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[Span]:
+    """What is not plain text: the guides, the name of a root, how often a row is there, and figures that are 0."""
+    guide, named = len(_guides(row)), len(parts[0].rstrip())
+    yield Span(0, min(guide, named), "dim")
+    if not row.guides:
+        yield Span(0, named, "bold")
+    if row.times > 1 and (start := parts[0].rfind(" ×")) >= 0:
+        yield Span(start, named, "cyan")
+    start = 0
+    for part, style in zip(parts, styles, strict=True):
+        style = "dim" if part.strip() in _ZEROS else style
+        if style:
+            yield Span(start, start + len(part), style)
+        start += len(part) + _GAP
+
+
+_ZEROS = {"0", "0 B", "0.0"}
+
+
+def _name(row: Row, space: int | None = None) -> str:
+    """The first cell; where there is not the space for it, without the end of the label, or the beginning of a path."""
+    guides, label = _guides(row), clean(row.label)
+    whole = guides + label + row.suffix
+    if space is None or cell_len(whole) <= space:
+        return whole
+    left = space - cell_len(guides + row.suffix) - 1
+    if left < 1:
+        return set_cell_size(whole, space - 1) + "…"
+    if row.guides or row.label != row.path:
+        return f"{guides}{set_cell_size(label, left)}…{row.suffix}"
+    label = label[-left:]
+    while cell_len(label) > left:
+        label = label[1:]
+    return f"…{label}{row.suffix}"
+
+
+def _aligned(cells: Sequence[str]) -> list[str]:
+    """Figures with units of equal width, so that their digits are below each other."""
+    units = [len(cell) - len(cell.rstrip(_LETTERS)) for cell in cells]
+    most = max(units, default=0)
+    return [cell and cell + " " * (most - unit) for cell, unit in zip(cells, units, strict=True)]
+
+
+_LETTERS = " KMGTPEiB"
 
 
 def _cell(text: str, space: int, right: bool) -> str:
@@ -140,28 +206,20 @@ def _cell(text: str, space: int, right: bool) -> str:
     return " " * free + text if right else text + " " * free
 
 
-def _fit(rows: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
-    """The width of each column; 0 drops one. Names and shapes (not ``right``) are shortened, numbers never are."""
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    least = [space if number else min(space, _LEAST_TEXT) for space, number in zip(widths, right, strict=True)]
-    least[0] = min(widths[0], _LEAST_NAME)
-
-    def excess() -> int:
-        return sum(space + _GAP for space in widths if space) - _GAP - width
-
-    while excess() > 0:
-        slack = [space - bound for space, bound in zip(widths, least, strict=True)]
-        if max(slack) > 0:
-            widest = max((i for i, n in enumerate(slack) if n > 0), key=lambda i: widths[i])
-            widths[widest] -= 1
-        elif any(widths[1:]):  # no more to shorten: columns go, text before numbers, from the right
-            shown = [i for i in range(1, len(widths)) if widths[i]]
-            text = [i for i in shown if not right[i]]
-            widths[(text or shown)[-1]] = 0
-            least = [space and bound for space, bound in zip(widths, least, strict=True)]
-        else:
-            widths[0] = width
-            break
+def _fit(natural: Sequence[int], worth: Sequence[int], least_name: int, width: int) -> list[int]:
+    """The width of each column; 0 drops one. Names and texts are shortened."""
+    least = [min(natural[0], least_name)]
+    least += [min(space, _LEAST.get(rank, space)) for space, rank in zip(natural[1:], worth, strict=True)]
+    shown = list(range(len(natural)))
+    while len(shown) > 1 and sum([least[i] + _GAP for i in shown]) - _GAP > width:
+        # no more to shorten: columns go, those of least worth first, from the right
+        shown.remove(min(shown[1:], key=lambda i: (worth[i - 1], -i)))
+    widths = [space if i in shown else 0 for i, space in enumerate(natural)]
+    if len(shown) == 1:
+        return [min(natural[0], width), *widths[1:]]
+    for _ in range(sum([widths[i] + _GAP for i in shown]) - _GAP - width):
+        widest = max([i for i in shown if widths[i] > least[i]], key=lambda i: widths[i])
+        widths[widest] -= 1
     return widths
 
 
