@@ -21,6 +21,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/step.py
 
 soak: $(STAMP)

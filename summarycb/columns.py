@@ -32,7 +32,10 @@ class Column:
 
     def text(self, module: ModuleSummary, summary: ModelSummary) -> str:
         """The cell of one module; an unknown figure is ``?``."""
-        return self.cell([self.value(module, summary)])
+        value = self.value(module, summary)
+        if self.write is None or value == "":
+            return value  # type: ignore[no-any-return]
+        return units.UNKNOWN if value is None else self.write(value)
 
     def cell(self, values: Sequence[Any]) -> str:
         """The cell of all modules that share a row, by their values: ``1.500..1.625 MiB``."""

@@ -93,9 +93,10 @@ _BIGGEST = {"params": "params", "forward_macs": "MACs", "saved_activations": "sa
 
 def _biggest(summary: ModelSummary, roots: Sequence[Item]) -> Iterator[str]:
     """Of each figure that is known everywhere, the module that has most of it by itself, and its part of all."""
+    items = list(paths(roots))
     for figure, title in _BIGGEST.items():
         most, where = 0, ""
-        for item, path in paths(roots):
+        for item, path in items:
             values = [getattr(copy.own, figure) for copy in item.copies]
             if None in values:
                 break

@@ -271,6 +271,8 @@ class _Table:
     def _cell(self, item: Item, column: Column) -> str:
         if column.key == "type" and item.copies and item.copies[0] is self._summary.root:
             return ""  # it is the row's label
+        if len(item.copies) == 1:
+            return column.text(item.copies[0], self._summary)
         if column.write is None and not item.copies:
             return ", ".join(dict.fromkeys([self._cell(child, column) for child in item.children]))
         return column.cell(self._values(item, column))

@@ -28,7 +28,8 @@ def _code(text: str) -> str:
     return clean(text).replace("`", "'").replace("|", "\\|")
 
 
+_ESCAPES = str.maketrans({character: f"\\{character}" for character in "\\`*_{}<>|#"})
+
+
 def _escape(text: str) -> str:
-    for character in "\\`*_{}<>|#":
-        text = text.replace(character, "\\" + character)
-    return clean(text)
+    return clean(text.translate(_ESCAPES))

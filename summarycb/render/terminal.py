@@ -34,7 +34,7 @@ def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     """Plain text without colours, no line longer than ``width``."""
     if type(width) is not int or width < LEAST_WIDTH:
         raise SummaryError(f"width must be an integer from {LEAST_WIDTH} on, not {width!r}")
-    text = "\n".join(line.plain for line in render(view, width))
+    text = "\n".join([text for text, _ in _layout(view, width, styled=False)])
     return text.translate(_ASCII) if ascii_only else text
 
 
@@ -74,36 +74,43 @@ def encodable(text: str, encoding: str | None) -> str:
     return text
 
 
-@collection_paused()
 def render(view: View, width: int) -> list[Text]:
     """The view's lines, none wider than ``width``."""
+    return [Text(text, spans=spans) for text, spans in _layout(view, width, styled=True)]
+
+
+_Line = tuple[str, list[Span]]
+
+
+@collection_paused()
+def _layout(view: View, width: int, styled: bool) -> list[_Line]:
     console = Console(file=io.StringIO(), width=width)  # Text.wrap asks for one
     gutter = max([cell_len(heading) for heading, _ in view.headline], default=0) + _GAP
-    lines = [*_wrapped(view.title, width, console, style="bold")]
+    lines = [_styled(text, "bold") for text in _wrapped(view.title, width, console)]
     for heading, facts in view.headline:
-        for text in _lines([clean(fact) for fact in facts], width - gutter):
-            for line in _wrapped(text, width - gutter, console):
-                lines.append(Text.assemble((set_cell_size(heading, gutter), "dim"), line))
+        for together in _together([clean(fact) for fact in facts], width - gutter):
+            for text in _wrapped(together, width - gutter, console):
+                lines.append((set_cell_size(heading, gutter) + text, [Span(0, gutter, "dim")]))
                 heading = ""
-    lines.append(Text())
+    lines.append(("", []))
+    notes = list(view.notes)
     if view.rows:
-        table, dropped = _table(view, width)
-        lines += [*table, Text()]
+        table, dropped = _table(view, width, styled)
+        lines += [*table, ("", [])]
         if dropped:
-            lines += _wrapped(f"no room for {', '.join(dropped)}", width, console, style="dim")
-    for note in view.notes:
-        lines += _wrapped(note, width, console, style="dim")
-    return lines
+            notes.insert(0, f"no room for {', '.join(dropped)}")
+    return lines + [_styled(text, "dim") for note in notes for text in _wrapped(note, width, console)]
 
 
-def _wrapped(text: str, width: int, console: Console, style: str = "") -> list[Text]:
-    lines = [*Text(clean(text), style=style).wrap(console, width)]
-    for line in lines:
-        line.rstrip()
-    return lines
+def _styled(text: str, style: str) -> _Line:
+    return text, [Span(0, len(text), style)]
 
 
-def _lines(facts: Sequence[str], width: int) -> list[str]:
+def _wrapped(text: str, width: int, console: Console) -> list[str]:
+    return [line.plain.rstrip() for line in Text(clean(text)).wrap(console, width)]
+
+
+def _together(facts: Sequence[str], width: int) -> list[str]:
     """The facts side by side, broken between them where they do not fit."""
     lines: list[str] = []
     for fact in facts:
@@ -115,7 +122,7 @@ def _lines(facts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
+def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]]:
     """The lines, and the titles of the columns for which there was no room."""
     right = [False, *[column.justify == "right" for column in view.columns]]
     header = ["module", *[column.title for column in view.columns]]
@@ -135,14 +142,12 @@ def _table(view: View, width: int) -> tuple[list[Text], list[str]]:
     def line(cells: Sequence[str]) -> Iterator[str]:
         return (_cell(cells[i], widths[i], right[i]) for i in shown)
 
-    lines = [Text((" " * _GAP).join(line(header)).rstrip(), style="bold")]
-    lines.append(Text("─" * (sum([widths[i] + _GAP for i in shown]) - _GAP), style="dim"))
+    lines = [_styled((" " * _GAP).join(line(header)).rstrip(), "bold")]
+    lines.append(_styled("─" * (sum([widths[i] + _GAP for i in shown]) - _GAP), "dim"))
     for row, (_, *cells) in zip(view.rows, zip(*columns, strict=True), strict=True):
         parts = list(line([_name(row, widths[0]), *cells]))
-        text = Text((" " * _GAP).join(parts), style="dim" if row.context else "")
-        text.spans = list(_spans(row, parts, [styles[i] for i in shown]))
-        text.rstrip()
-        lines.append(text)
+        spans = list(_spans(row, parts, [styles[i] for i in shown])) if styled else []
+        lines.append(((" " * _GAP).join(parts).rstrip(), spans))
     return lines, [title for title, space in zip(header, widths, strict=True) if title and not space]
 
 
@@ -155,6 +160,8 @@ _STYLES = {"type": "dim", "config": "dim", "bar": "cyan"}
 
 def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[Span]:
     """What is not plain text: the guides, the name of a root, how often a row is there, and figures that are 0."""
+    if row.context:
+        yield Span(0, sum(map(len, parts)) + _GAP * len(parts), "dim")
     guide, named = len(_guides(row)), len(parts[0].rstrip())
     yield Span(0, min(guide, named), "dim")
     if not row.guides:
