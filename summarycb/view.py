@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from summarycb.columns import COLUMNS, METRICS, Column, default_columns, main_metric, shares
@@ -135,7 +135,7 @@ def select(summary: ModelSummary, selection: Selection = Selection()) -> View:
     metric = main_metric(summary) if selection.metric == "forward_macs" else selection.metric
     columns = {**COLUMNS, **shares(metric, summary)}
     keys = check_columns(selection.columns) or default_columns(summary, metric)
-    if f"{metric} percent" in " ".join(keys):  # beside the figures themselves
+    if (metric, "percent") in pairwise(keys):  # beside the figures themselves
         columns["percent"] = replace(columns["percent"], title="%")
     table = _Table(summary, selection, [columns[key] for key in keys])
     if selection.top is not None:

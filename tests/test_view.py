@@ -349,6 +349,11 @@ def test_a_percentage_is_of_the_metric_and_stands_beside_it() -> None:
     assert columns == ["type", "output", "params", "fwd MACs", "saved act.", "%", ""]
     columns = [heading.title for heading in select(SUMMARY, Selection(metric="backward_flops")).columns]
     assert columns == ["type", "output", "params", "fwd MACs", "saved act.", "bwd FLOPs", "%", ""]
+    columns = [
+        heading.title
+        for heading in select(SUMMARY, Selection(metric="params", columns=["local_params", "percent"])).columns
+    ]
+    assert columns == ["local params", "% params"]
     view = select(SUMMARY, Selection(metric="params", columns=["percent", "type"]))
     assert [heading.title for heading in view.columns] == ["% params", "type"]
     assert [row.cells[0] for row in view.rows] == ["100.0", "75.0", "25.0", "0", "0"]
