@@ -134,7 +134,7 @@ def select(summary: ModelSummary, selection: Selection = Selection()) -> View:
         roots = _roots(summary, folded=False)  # some of the copies alone are asked for
     metric = main_metric(summary) if selection.metric == "forward_macs" else selection.metric
     columns = {**COLUMNS, **shares(metric, summary)}
-    keys = check_columns(selection.columns) or default_columns(summary, metric)
+    keys = default_columns(summary, metric) if selection.columns is None else tuple(selection.columns)
     if (metric, "percent") in pairwise(keys):  # beside the figures themselves
         columns["percent"] = replace(columns["percent"], title="%")
     table = _Table(summary, selection, [columns[key] for key in keys])

@@ -279,6 +279,8 @@ def test_a_folded_row_is_of_one_copy_with_the_least_and_the_most_where_they_diff
         ("(outside)", "loss, etc.", "", "0", "40", "21.1", "0 B"),
     ]
     assert shown(mixture(3, 5, 2), columns=["forward_macs"], fold=False)[3:6] == [("0", "36"), ("1", "60"), ("2", "24")]
+    # of 12, the bar is of the most: 144 of 274, which is 42 of 80 eighths
+    assert shown(mixture(3, 12, 2), columns=["output", "bar"])[3] == ("0-2 ×3", "[2..12, 3]", "█████▎")
     said = "rows under ×N are per copy"
     assert select(mixture(3, 5, 2)).notes[0] == f"{said}; least..most where copies differ"
     assert select(mixture(3, 3, 3)).notes[0] == said
@@ -294,15 +296,16 @@ def test_a_repeated_sequence_is_of_one_period() -> None:
 
     layers = (expert(0, 2), wide(1, 1), expert(2, 4), wide(3, 1))
     listed = ModuleSummary("experts", "experts", "ModuleList", call_groups=(), children=layers)
-    rows = shown(
-        replace(SUMMARY, root=replace(ROOT, children=(listed,))), columns=["type", "params", "forward_macs", "calls"]
-    )
+    made = replace(SUMMARY, root=replace(ROOT, children=(listed,)))
+    rows = shown(made, columns=["type", "params", "forward_macs", "calls"])
     assert rows[1:5] == [
         ("experts", "ModuleList", "58", "96", "0"),
         ("0-3 ×2", "Linear, Wide", "29", "36..60", ""),
         ("0, 2", "Linear", "12", "24..48", "1"),
         ("1, 3", "Wide", "17", "12", "1"),
     ]
+    # a sequence is no level of its own: what is in it are children of the list
+    assert [row[0] for row in shown(made, depth=2)][2:5] == ["0-3 ×2", "0, 2", "1, 3"]
 
 
 def test_children_are_sorted_within_their_parent() -> None:
