@@ -513,9 +513,9 @@ EVERY_FAULT: dict[str, Fault] = {
     "the optimizer cannot be asked": inside(OBSERVE.Observation, "_parameters"),
     "a formula raises": Fault(formula, "the model summary is incomplete: MACs of aten.addmm", lost=True, ways=ALL),
     "select raises": Fault(renderer(VIEW, "select"), NOT_PRINTED + "Planted"),
-    "the renderer raises": Fault(renderer(TERMINAL, "render"), NOT_PRINTED + "Planted"),
+    "the renderer raises": Fault(renderer(TERMINAL, "_layout"), NOT_PRINTED + "Planted"),
     "the renderer raises for a tracker": Fault(
-        renderer(TERMINAL, "render", tracker=True), NOT_WRITTEN + "TensorBoardTracker: Planted"
+        renderer(TERMINAL, "_layout", tracker=True), NOT_WRITTEN + "TensorBoardTracker: Planted"
     ),
     "the JSON cannot be made": Fault(renderer(SERIALIZE, "dumps", tracker=True), NOT_WRITTEN + "TensorBoardTracker"),
     "show raises": Fault(renderer(WATCH, "show"), NOT_SHOWN, ways=(watch,)),
