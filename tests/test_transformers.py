@@ -298,11 +298,11 @@ def test_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     run.train()
     printed = capsys.readouterr().out
     assert "step    training · cpu · float32 · AdamW · transformers · DistributedType.NO" in printed
-    assert [line.split()[:2] for line in printed.splitlines() if line.startswith(("├", "└"))] == [
+    assert [line.split()[:2] for line in printed.splitlines() if line.startswith(("├", "└", "("))] == [
         ["├", "bert"],
         ["├", "dropout"],
-        ["├", "classifier"],
-        ["└", "(outside)"],
+        ["└", "classifier"],
+        ["(outside)", "loss,"],
     ]
 
 
