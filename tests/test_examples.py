@@ -44,6 +44,6 @@ def test_the_example_prints_its_summary_and_writes_it_beside_the_loss(name: str,
     (folder,) = (tmp_path / "out").glob(run)
     summary = load(f"tensorboard:{folder}")
     assert (summary.forward_macs, summary.incomplete) == (forward_macs, ())
-    assert f"step    training · {where}\n" in done.stdout
+    assert f"step    training · {where} · " in done.stdout
     assert "\n(outside)" in done.stdout
     assert done.stdout.splitlines()[-1] == "now: tensorboard --logdir out"
