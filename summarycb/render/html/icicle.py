@@ -13,6 +13,8 @@ from summarycb.tree import ModelSummary
 
 MOST_LEVELS = 24
 _LEAST = 1 / 1000
+_CHARACTER = 0.75
+"""Of a text, in percent of a page of the usual width; the page measures as it zooms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,19 @@ class Box:
     row: Row
     value: str
     percent: str
+
+    @property
+    def label(self) -> str:
+        """What it is called, and how often it repeats."""
+        return self.row.item.label + (f" ×{self.row.item.times}" if self.row.item.times > 1 else "")
+
+    @property
+    def room(self) -> str:
+        """``"thin"`` where there is none for the label, ``"narrow"`` where there is none for the percentage."""
+        characters = self.width / _CHARACTER - 2
+        if characters < len(self.label):
+            return "thin"
+        return "narrow" if characters < len(f"{self.label} {self.percent} %") else ""
 
 
 @dataclass(frozen=True, slots=True)

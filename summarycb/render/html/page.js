@@ -105,6 +105,11 @@
       const box = link.firstElementChild;
       return { link, box, x: parseFloat(box.getAttribute("x")), width: parseFloat(box.getAttribute("width")) };
     });
+    const fit = ({ link, box }, room) => {
+      const text = box.querySelector("text");
+      link.classList.remove("narrow", "thin");
+      for (const less of ["narrow", "thin"]) if (text.getComputedTextLength() > room) link.classList.add(less);
+    };
     let zoomed = null;
     drawing.addEventListener("click", (event) => {
       const link = event.target.closest("a");
@@ -118,7 +123,7 @@
         const from = Math.max((one.x - x) / width * 100, 0), to = Math.min((one.x + one.width - x) / width * 100, 100);
         one.box.setAttribute("x", `${from}%`);
         one.box.setAttribute("width", `${Math.max(to - from, 0)}%`);
-        one.link.classList.toggle("thin", to - from < 3);
+        fit(one, Math.max(to - from, 0) / 100 * drawing.clientWidth - 14);
       }
       select(find(link.getAttribute("href").slice(1)), true);
     });
