@@ -368,7 +368,10 @@ class Observation:
         if records.calls.error is not None and sys.exc_info()[1] is None:  # nobody is handling it any more
             records.calls.error = None
         if self._flow is not None:
-            self._tell_flow(lambda flow: flow.op(func, args, kwargs, out))
+            try:
+                self._flow.op(func, args, kwargs, out)
+            except Exception as error:
+                self._drop_flow(error)
         kind = self._kinds.get(id(func))
         if kind is None:
             try:
