@@ -189,13 +189,13 @@ def _optimizer_macs(records: Records) -> int | None:
 def _memory(records: Records) -> Memory:
     structure, found = records.structure, records.memory
     parameters, buffers = list(structure.parameters()), list(structure.buffers())
-    lazy = any(nn.parameter.is_lazy(t) for t in (*parameters, *buffers))
+    lazy = [any(map(nn.parameter.is_lazy, held)) for held in (parameters, buffers)]
     sizes = records.tensor_bytes
     saved, copies = _left_alive(records)
     timeline = () if found is None else tuple([_moment(records, stretch) for stretch in found.timeline])
     return Memory(
-        parameters=None if lazy else storage_bytes(parameters),
-        buffers=None if lazy else storage_bytes(buffers),
+        parameters=None if lazy[0] else storage_bytes(parameters),
+        buffers=None if lazy[1] else storage_bytes(buffers),
         gradients=None if sizes is None else sum(sizes.gradients.values()),
         optimizer_state=None
         if sizes is None or sizes.optimizer_state is None

@@ -9,6 +9,7 @@ import argparse
 import inspect
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except BrokenPipeError:  # whoever reads has enough, as ``head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (SummaryError, OSError, ModuleNotFoundError) as error:
         print(f"summarycb: {error}", file=sys.stderr)
         return 2
@@ -62,11 +65,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> list[str]:
-    return text.split(",")
+    return [name.strip() for name in text.split(",")]
 
 
 def _depth(text: str) -> int | None:
-    return None if text == "-1" else int(text)
+    if text == "-1":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number from 0 on, or -1 for all levels, not {text!r}")
+    return int(text)
 
 
 _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,7 +90,7 @@ _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "--parameters": ("parameters", {"action": "store_true", "help": "a graph with its parameters"}),
     "--layout": ("layout", {"choices": ("fast-sugiyama", "dot"), "help": "what lays out the graph"}),
     "--ascii": ("ascii_only", {"action": "store_true", "help": "draw with ASCII alone"}),
-    "--width": ("width", {"type": int, "metavar": "N", "help": "no longer lines (default: the terminal's)"}),
+    "--width": ("width", {"type": int, "metavar": "N", "help": "no longer lines (default: the terminal's, up to 100)"}),
     "--outside": ("outside", {"action": "store_true", "help": "a row for what the step did outside any module"}),
 }
 """Each option -> the argument that it is of the summary's methods ``to_<format>``, and how argparse reads it."""
@@ -93,8 +100,9 @@ def _show(options: argparse.Namespace) -> None:
     from summarycb.render.exports import form_of, method
     from summarycb.serialize import load
 
-    suffix = form_of(Path(options.output)) if options.output else None
-    form = options.format or suffix or ("html" if options.open else "text")
+    form = options.format or ("html" if options.open else "text")
+    if options.output and not options.format:
+        form = form_of(Path(options.output))
     choices = {keyword: getattr(options, keyword) for keyword, _ in _CHOICES.values() if hasattr(options, keyword)}
     made = inspect.signature(method(form)).parameters
     for name, (keyword, _) in _CHOICES.items():
@@ -160,9 +168,9 @@ _UTF8 = ("html", "svg")  # they say so of themselves
 def _width() -> int:
     import shutil
 
-    from summarycb.render.terminal import LEAST_WIDTH
+    from summarycb.render.terminal import LEAST_WIDTH, MOST_WIDTH
 
-    return max(LEAST_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+    return max(LEAST_WIDTH, min(shutil.get_terminal_size((MOST_WIDTH, 24)).columns, MOST_WIDTH))
 
 
 def _encodable(text: str, kind: str) -> str:

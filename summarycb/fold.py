@@ -115,7 +115,10 @@ def _folded(columns: Sequence[_Column], structures: dict[int, int]) -> Iterator[
     kinds = [structures[id(column[0])] for column in columns]
     start = 0
     while start < len(columns):
-        period, times = _repeated(kinds, start)
+        period, times, over = _repeated(kinds, start)
+        if start and over:  # the first of the repetitions differs in its first part: all of it stays open
+            yield from _each(columns[start : start + over])
+            start += over
         end = start + period * times
         if times == 1:
             yield from _each(columns[start:end])
@@ -155,17 +158,20 @@ def _in_each(plan: _Plan, periods: int) -> _Plan:
 _MOST_PERIOD = 32
 
 
-def _repeated(kinds: Sequence[int], start: int) -> tuple[int, int]:
-    """The period of the repetition that begins at ``start`` and covers most, and how often it is there."""
+def _repeated(kinds: Sequence[int], start: int) -> tuple[int, int, int]:
+    """The period of the repetition that begins at ``start`` and covers most, how often it is there, and what is over.
+
+    That is how many of a further period follow.
+    """
     left = len(kinds) - start
-    best = (1, 1)
+    best = (1, 1, 0)
     for period in range(1, min(left // 2, _MOST_PERIOD) + 1):
         end = start + period
         while end < len(kinds) and kinds[end] == kinds[end - period]:
             end += 1
         times = (end - start) // period
         if times > 1 and times * period > best[0] * best[1]:
-            best = (period, times)
+            best = (period, times, (end - start) % period)
             if end == len(kinds) and times * period == left:
                 break
     return best

@@ -148,10 +148,11 @@ def _brief(spec: Spec) -> str:
 def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
     module = summary.modules.get(failure.module or "") if failure.calls else None
     phase = "" if failure.phase is None else f" in the {failure.phase}"
-    place = "outside any module" if module is None else _named(module)
-    if module is not None and module.path:
-        place += f" ({module.type_name})"
-    yield f"{failure.error}{phase}: {place}"
+    if module is not None:
+        place = f": {_named(module)}" + (f" ({module.type_name})" if module.path else "")
+    else:  # whose a node of the backward is, is asked of its operations, of which it may have run none
+        place = "" if failure.phase == "backward" else ": outside any module"
+    yield f"{failure.error}{phase}{place}"
     if failure.calls[:-1]:
         callers = [_named(summary.modules[path]) for path in failure.calls[:-1]]
         yield "called by " + " → ".join(["…"] * (len(callers) > _MOST_CALLERS) + callers[-_MOST_CALLERS:])
@@ -210,7 +211,8 @@ def _allocator(memory: Memory, on_cuda: bool) -> Iterator[str]:
 
 
 def _compute(summary: ModelSummary) -> Iterator[str]:
-    yield f"forward {units.work(summary.forward_macs, 'MACs')} = {units.work(summary.forward_flops, 'FLOPs')}"
+    until = "" if summary.failure is None else "until it failed: "
+    yield f"{until}forward {units.work(summary.forward_macs, 'MACs')} = {units.work(summary.forward_flops, 'FLOPs')}"
     if summary.observed == "step":
         yield f"backward {units.work(summary.backward_flops, 'FLOPs')}"
         yield f"step {units.work(summary.step_flops, 'FLOPs')}"

@@ -32,7 +32,10 @@ def percent(value: int | None, total: int | None) -> str:
     """The share of ``total``: ``12.3``; empty when the total is 0."""
     if value is None or total is None:
         return UNKNOWN
-    return f"{100 * value / total:.1f}" if total else ""
+    if not total:
+        return ""
+    text = f"{100 * value / total:.1f}"
+    return "99.9" if text == "100.0" and value != total else text
 
 
 _BAR = 10
@@ -54,9 +57,9 @@ def _scaled(value: int, base: int, prefixes: tuple[str, ...], plain: str | None)
     if plain is not None:
         return plain
     scaled, power = float(value), 0
-    while abs(scaled) >= base and power < len(prefixes) - 1:
+    while round(abs(scaled), 1) >= base and power < len(prefixes) - 1:
         scaled, power = scaled / base, power + 1
-    digits = 3 if abs(scaled) < 10 else 2 if abs(scaled) < 100 else 1
+    digits = 3 if abs(scaled) < 9.9995 else 2 if abs(scaled) < 99.995 else 1
     return f"{scaled:.{digits}f} {prefixes[power]}"
 
 

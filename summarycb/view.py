@@ -20,6 +20,8 @@ from summarycb.tree import OUTSIDE, ModelSummary, outside_row
 
 MOST_ROWS = 30
 """Where repeats are folded, levels that would make more rows than this are closed."""
+_MOST_SIBLINGS = 26
+"""And of more children than this the rest are one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +89,20 @@ class Selection:
     def __post_init__(self) -> None:
         check_depth(self.depth)
         check_columns(self.columns)
-        if self.sort is not None and self.sort not in COLUMNS:
+        if self.sort is not None and (not isinstance(self.sort, str) or self.sort not in COLUMNS):
             raise SummaryError(f"sort must be None or a column, not {self.sort!r}; allowed: {', '.join(COLUMNS)}")
         if self.top is not None and (type(self.top) is not int or self.top < 1):
             raise SummaryError(f"top must be None (all rows) or an integer from 1 on, not {self.top!r}")
         if self.filter is not None and (not isinstance(self.filter, str) or not self.filter):
             raise SummaryError(f"filter must be None or a pattern such as '*attn*', not {self.filter!r}")
-        if self.metric not in METRICS:
+        if not isinstance(self.metric, str) or self.metric not in METRICS:
             raise SummaryError(f"there is no metric {self.metric!r}; allowed: {', '.join(METRICS)}")
         if type(self.fold) is not bool:
             raise SummaryError(f"fold must be True or False, not {self.fold!r}")
 
 
-_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029], " ")
+_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS], " ")
 
 
 def clean(text: str) -> str:
@@ -121,7 +124,7 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...] | None:
     if isinstance(columns, str) or not isinstance(columns, Sequence):
         raise SummaryError(f"columns must be a list of names, not {columns!r}; allowed: {', '.join(COLUMNS)}")
     for key in columns:
-        if key not in COLUMNS:
+        if not isinstance(key, str) or key not in COLUMNS:
             raise SummaryError(f"there is no column {key!r}; allowed: {', '.join(COLUMNS)}")
     return tuple(columns)
 
@@ -177,6 +180,7 @@ class _Table:
         depth = self._depth(roots)
         rows: list[Row] = []
         hidden = 0
+        rest: dict[int, Item] = {}
         stack: list[tuple[Item, int, tuple[bool, ...], str]]
         stack = [(item, 0, (), "") for item in reversed(roots if depth != 0 else roots[:1])]
         while stack:
@@ -185,7 +189,7 @@ class _Table:
                 continue
             path, below = path_of(item, above), level + bool(item.copies)
             children = [child for child in item.children if kept is None or id(child) in kept]
-            closed = bool(children) and depth is not None and below > depth
+            closed = bool(children) and depth is not None and (below > depth or id(item) in rest)
             rows.append(
                 Row(
                     path,
@@ -198,10 +202,15 @@ class _Table:
                 )
             )
             if closed:
-                hidden += sum([sum(1 for _ in copy.walk()) - 1 for copy in item.copies])
+                hidden += sum([len(found.copies) for found in item.walk()]) - len(item.copies)
                 continue
             if by is not None:
                 children.sort(key=lambda child: self._order(child, by))
+            if self._selection.fold and depth is not None and len(children) > _MOST_SIBLINGS:
+                more = tuple(children[_MOST_SIBLINGS - 1 :])
+                others = Item(f"… {len(more):,} more", (), 1, more)
+                rest[id(others)] = others
+                children[_MOST_SIBLINGS - 1 :] = [others]
             stack += [
                 (child, below, (*guides, place == len(children) - 1), path)
                 for place, child in reversed(list(enumerate(children)))
@@ -250,7 +259,7 @@ class _Table:
             item, level = stack.pop()
             levels[level] = levels.get(level, 0) + 1
             if level <= depth:
-                stack += [(child, level + bool(item.copies)) for child in item.children]
+                stack += [(child, level + bool(item.copies)) for child in item.children[:_MOST_SIBLINGS]]
         rows = accumulate([levels[level] for level in sorted(levels)])
         return min(depth, max(1, sum([count <= MOST_ROWS for count in rows]) - 1))
 
@@ -263,7 +272,7 @@ class _Table:
         if hidden:
             asked = self._selection.depth
             why = "" if depth == asked else f"; depth={asked} would be more than {MOST_ROWS} rows"
-            yield f"▸ has more below: {hidden:,} modules{why}; depth=None shows all"
+            yield f"▸ has more below: {hidden:,} modules{why}; a depth of None (--depth -1) shows all"
 
     def _cells(self, item: Item) -> tuple[str, ...]:
         return tuple([cell(self._summary, item, column) for column in self._columns])
@@ -282,7 +291,7 @@ def cell(summary: ModelSummary, item: Item, column: Column) -> str:
     if column.key == "type" and item.copies and item.copies[0] is summary.root:
         return ""  # it is the row's label
     if column.write is None and not item.copies:
-        return ", ".join(dict.fromkeys([cell(summary, child, column) for child in item.children]))
+        return ", ".join(dict.fromkeys([text for child in item.children if (text := cell(summary, child, column))]))
     return column.cell(values_of(summary, item, column))
 
 

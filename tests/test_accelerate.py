@@ -156,10 +156,10 @@ def test_a_wrong_argument_raises_at_once(arguments: dict[str, Any], message: str
     assert left_behind(model) == NOTHING
 
 
-@pytest.mark.parametrize("fault", ["Observation", "Report"])
-def test_a_fault_does_not_reach_the_training(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("where", "fault"), [("watch", "Observation"), ("deliver", "Report")])
+def test_a_fault_does_not_reach_the_training(where: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = train(accelerator())
-    plant(monkeypatch, sys.modules["summarycb.watch"], fault)
+    plant(monkeypatch, sys.modules[f"summarycb.{where}"], fault)
     with pytest.warns(SummaryWarning, match=r"^the model summary could not be .*: Planted: on purpose$"):
         observed, _ = train(accelerator(), "after")
     assert observed == plain

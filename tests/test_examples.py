@@ -45,5 +45,5 @@ def test_the_example_prints_its_summary_and_writes_it_beside_the_loss(name: str,
     summary = load(f"tensorboard:{folder}")
     assert (summary.forward_macs, summary.incomplete) == (forward_macs, ())
     assert f"step    training · {where}" in done.stdout
-    assert "\n└ (outside)" in done.stdout
+    assert "\n(outside)" in done.stdout
     assert done.stdout.splitlines()[-1] == "now: tensorboard --logdir out"

@@ -655,7 +655,7 @@ def test_a_backward_without_an_operation_is_one() -> None:
     with summarycb.observe(model) as observation:
         for _ in range(2):
             model[1](model[0](torch.rand(2, 3))).sum().backward()
-    assert [note.kind for note in observation.summary.notes] == ["backwards"]  # type: ignore[union-attr]
+    assert [note.kind for note in observation.summary.notes] == ["backwards", "dataflow"]  # type: ignore[union-attr]
 
 
 def test_the_hook_that_is_kept_after_an_error_keeps_no_model() -> None:

@@ -512,7 +512,7 @@ EVERY_FAULT: dict[str, Fault] = {
     "what an operation makes cannot be told": inside(OBSERVE, "makes", 5),
     "the optimizer cannot be asked": inside(OBSERVE.Observation, "_parameters"),
     "a formula raises": Fault(formula, "the model summary is incomplete: MACs of aten.addmm", lost=True, ways=ALL),
-    "select raises": Fault(renderer(VIEW, "select"), NOT_PRINTED + "Planted"),
+    "select raises": Fault(renderer(TERMINAL, "select"), NOT_PRINTED + "Planted"),
     "the renderer raises": Fault(renderer(TERMINAL, "_layout"), NOT_PRINTED + "Planted"),
     "the renderer raises for a tracker": Fault(
         renderer(TERMINAL, "_layout", tracker=True), NOT_WRITTEN + "TensorBoardTracker: Planted"

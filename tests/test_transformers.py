@@ -131,7 +131,7 @@ def test_nothing_changes_and_the_first_step_is_summarized(name: str, tmp_path: P
     assert summary is not None
     assert summary.incomplete == ()
     batches = 2 if name == "accumulation" else 1
-    assert [note.kind for note in summary.notes] == (["forwards", "backwards"] if batches == 2 else [])
+    assert [note.kind for note in summary.notes] == (["forwards", "backwards", "dataflow"] if batches == 2 else [])
     assert (summary.root.type_name, summary.root.calls) == ("LlamaForCausalLM", batches)
     assert list(summary.modules)[:3] == ["", "model", "model.embed_tokens"]
     assert summary.forward_macs == batches * FORWARD

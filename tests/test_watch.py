@@ -261,7 +261,7 @@ model(torch.rand(2, 3)).sum().backward()
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Linear\nstep ")
+    assert done.stdout.startswith("Linear\nparams ")
 
 
 def test_the_summary_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from summarycb.collect.failures import Raised
 from summarycb.collect.inputs import describe, describe_call
 from summarycb.collect.modules import Structure
-from summarycb.specs import Spec
+from summarycb.specs import Opaque, Spec
 from summarycb.step import Phase
 
 OUTSIDE = -1
@@ -46,6 +46,9 @@ graph_task = torch._C._current_graph_task_id
 _next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 
+_NOT_RETURNED = Opaque("not returned")
+
+
 @dataclass(slots=True)
 class Call:
     """One execution of a module: its row, the call that made it, and what went in and came out."""
@@ -53,7 +56,7 @@ class Call:
     slot: int
     caller: int
     inputs: Spec
-    outputs: Spec = None
+    outputs: Spec = _NOT_RETURNED
     missed: bool = False
     """It ran again in the backward, and first before the observation began."""
 
@@ -204,7 +207,7 @@ class Calls:
             if self.error is None or not self.error.led_to(error):  # the innermost call is the first that it leaves
                 self.error = Raised.by(error, frame.call, FORWARD if frame.task == NO_TASK else RECOMPUTE)
             self.raised = self.raised or (frame.task == NO_TASK and not self._stack)
-        if frame.outer:
+        if frame.outer and (error is None or error is frame.error):
             outputs = describe(output)
             self.made[frame.call].outputs = self._specs.setdefault(outputs, outputs)
 

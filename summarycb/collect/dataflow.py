@@ -128,7 +128,7 @@ class Flow:
             if self._calls.depth == 1 and self._calls.made[call].slot == 0:
                 self._is_returned(_named(output, "output"))
         elif self._nodes[owner].call == call:
-            if isinstance(output, torch.Tensor):
+            if issubclass(type(output), torch.Tensor):  # its own ``__class__`` may be code
                 self._nodes[owner].output = self._spec(output)
             for tensor in iter_tensors(output):
                 sources = self._sources(tensor)
@@ -384,7 +384,7 @@ def _operands(values: Any) -> Iterator[torch.Tensor]:
 
 def _named(value: Any, kind: str) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
     """The tensors in what a model is given or gives, by key; by place where there are several without keys."""
-    if isinstance(value, dict):
+    if issubclass(type(value), dict):  # a value's own ``__class__`` may be code
         items = [(text(k) if type(k) is str else kind, item) for k, item in dict.items(value)]
     elif type(value) in (list, tuple) and len(value) != 1:
         items = [(f"{kind} {place}", item) for place, item in enumerate(value)]

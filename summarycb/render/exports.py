@@ -40,19 +40,18 @@ def method(form: str) -> Callable[..., str]:
     return made
 
 
-def form_of(path: Path) -> str | None:
-    """The form that a file of this name holds; None where the suffix is none of ours."""
+def form_of(path: Path) -> str:
+    """The form that a file of this name holds; SummaryError where the suffix is none of ours."""
     fitting = [form for form, suffix in FORMATS.items() if path.name.endswith(suffix)]
-    return max(fitting, key=lambda form: len(FORMATS[form]), default=None)
+    if not fitting:
+        raise SummaryError(f"cannot save to {path.name!r}: the file name must end in {', '.join(FORMATS.values())}")
+    return max(fitting, key=lambda form: len(FORMATS[form]))
 
 
 def save(summary: ModelSummary, path: str | Path) -> Path:
     """Write the form that the suffix of ``path`` says."""
     target = Path(path)
-    form = form_of(target)
-    if form is None:
-        raise SummaryError(f"cannot save to {target.name!r}: the file name must end in {', '.join(FORMATS.values())}")
-    return write(method(form)(summary), target)
+    return write(method(form_of(target))(summary), target)
 
 
 def write(text: str, target: Path) -> Path:

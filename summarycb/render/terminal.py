@@ -22,7 +22,9 @@ finally:
 
 LEAST_WIDTH = 20
 _GAP = 1
-_LEAST_NAME, _LEAST_PATH = 24, 32
+_LEAST_NAME, _LEAST_PATH = 24, 48
+MOST_WIDTH = 100
+"""In a wider terminal figures would be far from their names."""
 _ASCII = str.maketrans(
     {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d", "▸": "+"}
     | dict.fromkeys("▏▎▍▌", "-")
@@ -43,16 +45,16 @@ def _checked(width: int) -> int:
 
 
 def draw(view: View, *, width: int | None = None, ascii_only: bool = False) -> None:
-    """Print to standard output: in colour on a terminal, as wide as it is, and plain text elsewhere."""
+    """Print to standard output: in colour on a terminal, as wide as it is up to 100, and plain text elsewhere."""
     console = Console(highlight=False)
     if console.is_terminal and not ascii_only:
-        lines = render(view, max(console.width, LEAST_WIDTH) if width is None else _checked(width))
+        lines = render(view, max(min(console.width, MOST_WIDTH), LEAST_WIDTH) if width is None else _checked(width))
         texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
         for line, text in zip(lines, texts, strict=True):
             line.plain = text
         console.print(Text("\n").join(lines), soft_wrap=True)
     else:
-        text = to_text(view, width=100 if width is None else width, ascii_only=ascii_only)
+        text = to_text(view, width=MOST_WIDTH if width is None else width, ascii_only=ascii_only)
         print(encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
 
 
@@ -154,7 +156,7 @@ def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]
     return lines, [title for title, space in zip(header, widths, strict=True) if title and not space]
 
 
-_WORTH = {"bar": 1, "type": 2}
+_WORTH = {"bar": 1, "type": 2, "input": 2, "output": 2}
 """What goes later than other columns where there is no room; figures, worth 3, go last."""
 _LEAST = {0: 16, 2: 10}
 """To how many characters a column is shortened before one goes, by its worth; figures and bars never are."""

@@ -73,7 +73,7 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
         version=__version__,
         title=summary.root.type_name,
         headline=[*headline(summary, roots)],
-        notes=_notes(summary, lines),
+        notes=_notes(summary, lines, "a box of the icicle is of all copies"),
         circumstances=[*_circumstances(summary)],
         tiles=[*_tiles(summary)],
         metrics=figures,
@@ -131,14 +131,20 @@ def _edges(graph: Graph) -> Iterator[str]:
         yield f"{names[edge.source]} → {names[edge.target]}: {edge.tensor}"
 
 
-def _notes(summary: ModelSummary, lines: Sequence[Row]) -> list[str]:
-    folded = any(row.item.times > 1 for row in lines)
-    per_copy = "rows under ×N are per copy, least..most where copies differ; a box of the icicle is of all copies"
+def _notes(summary: ModelSummary, lines: Sequence[Row], *where_folded: str) -> list[str]:
+    per_copy = list(_per_copy(lines))
     return [
-        *([per_copy] if folded else []),
+        *per_copy,
+        *(where_folded if per_copy else ()),
         *([CONVENTION] if summary.observed != "structure" else []),
         *notes(summary),
     ]
+
+
+def _per_copy(lines: Sequence[Row]) -> Iterator[str]:
+    if any(row.item.times > 1 for row in lines):
+        differ = any(".." in text for row in lines for _, text in row.cells)
+        yield "rows under ×N are per copy" + ("; least..most where copies differ" if differ else "")
 
 
 def _opened(lines: Iterable[Row], depth: int | None) -> set[int]:
