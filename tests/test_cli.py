@@ -104,13 +104,25 @@ def test_every_format_to_a_file_and_to_standard_output(
     assert capsys.readouterr() == (expected, "")
 
 
-def test_a_file_of_another_suffix_is_text(
-    stored: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_of_another_suffix_needs_a_format(
+    stored: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As wide as text is in a file, whatever the terminal is."""
+    """Its text is as wide as text is in a file, whatever the terminal is."""
     monkeypatch.setenv("COLUMNS", "60")
-    assert main(["show", stored[0], "-o", str(tmp_path / "out.log")]) == 0
-    assert (tmp_path / "out.log").read_text() == SHOWN + "\n"
+    target = tmp_path / "out.log"
+    assert main(["show", stored[0], "-o", str(target)]) == 2
+    assert not target.exists()
+    assert capsys.readouterr().err.startswith("summarycb: cannot save to 'out.log': the file name must end in .json, ")
+    assert main(["show", stored[0], "--format", "text", "-o", str(target)]) == 0
+    assert target.read_text() == SHOWN + "\n"
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough(stored: tuple[str, str]) -> None:
+    """As ``head -1``: nothing is said of it."""
+    command = f"{sys.executable} -m summarycb show {stored[0]} --depth -1 | (exec <&-; true)"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_choice_that_a_format_does_not_have(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,11 +181,12 @@ def test_an_error_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_depth_or_column_that_does_not_exist(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", stored[0], "--depth", "-2"]) == 2
-    assert main(["show", stored[0], "--columns", "flops"]) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "summarycb: depth must be None (every level) or an integer from 0 (the root alone) on, not -2"
-    assert second.startswith("summarycb: there is no column 'flops'; allowed: type, input")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["show", stored[0], "--depth", "-2"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("argument --depth: a number from 0 on, or -1 for all levels, not '-2'")
+    assert main(["show", stored[0], "--columns", "type, flops"]) == 2
+    assert capsys.readouterr().err.startswith("summarycb: there is no column 'flops'; allowed: type, input")
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -379,7 +379,28 @@ def test_levels_that_would_be_more_than_thirty_rows_are_closed() -> None:
     )
     assert len(shown(net(7), depth=None)) == len(shown(net(7), fold=False)) == 31
     assert select(net(6), Selection(depth=1)).notes[0] == "▸ has more below: 24 modules; depth=None shows all"
-    assert len(shown(replace(SUMMARY, root=replace(ROOT, children=net(7).root.children * 9)), depth=9)) == 2 + 36
+
+
+def test_of_more_children_than_rows_the_rest_are_one() -> None:
+    """25 of 60 are shown, those that have most where they are sorted, and what the others have together."""
+    layers = tuple(replace(FC, path=f"l{i}", name=f"l{i}", config=f"number {i}") for i in range(60))
+    summary = replace(SUMMARY, root=replace(ROOT, children=layers))
+    rows = shown(summary, columns=["params", "type"])
+    assert len(rows) == 2 + 26
+    # FC has 3 x 4 weights and 3 biases
+    assert rows[-3:] == [
+        ("l24", "15", "Linear"),
+        ("… 35 more ▸", f"{35 * 15:,}", "Linear"),
+        ("(outside)", "0", "loss, etc."),
+    ]
+    assert select(summary).notes[0] == "▸ has more below: 35 modules; depth=None shows all"
+    for every in (shown(summary, depth=None), shown(summary, fold=False), shown(summary, filter="l*")):
+        assert len(every) == 2 + 60
+    grown = tuple(
+        replace(layer, children=(replace(FC, path=f"l{i}.x", name="x"),) * (i % 30)) for i, layer in enumerate(layers)
+    )
+    most = shown(replace(SUMMARY, root=replace(ROOT, children=grown)), columns=["params"], sort="params", depth=1)
+    assert [label for label, _ in most[1:4]] == ["l29 ▸", "l59 ▸", "l28 ▸"]
 
 
 def test_a_long_name_keeps_how_often_it_is_there_and_a_long_path_its_end() -> None:

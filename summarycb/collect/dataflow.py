@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -129,7 +129,7 @@ class Flow:
                 self._is_returned(_named(output, "output"))
         elif self._nodes[owner].call == call:
             if issubclass(type(output), torch.Tensor):  # its own ``__class__`` may be code
-                self._nodes[owner].output = self._spec(output)
+                self._nodes[owner].output = self._spec(cast(torch.Tensor, output))
             for tensor in iter_tensors(output):
                 sources = self._sources(tensor)
                 if sources == [owner] or id(tensor) in self._given_ids or isinstance(tensor, torch.nn.Parameter):

@@ -141,7 +141,8 @@ def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]
     worth = [
         3 if figures else _WORTH.get(column.key, 0) for column, figures in zip(view.columns, right[1:], strict=True)
     ]
-    widths = _fit(natural, worth, _LEAST_NAME if any(row.guides for row in view.rows) else _LEAST_PATH, width)
+    least = _LEAST_NAME if any(row.guides for row in view.rows) else min(max(_LEAST_NAME, width // 2), _LEAST_PATH)
+    widths = _fit(natural, worth, least, width)
     shown = [i for i, space in enumerate(widths) if space]
 
     def line(cells: Sequence[str]) -> Iterator[str]:
