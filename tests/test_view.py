@@ -393,7 +393,7 @@ def test_of_more_children_than_rows_the_rest_are_one() -> None:
         ("… 35 more ▸", f"{35 * 15:,}", "Linear"),
         ("(outside)", "0", "loss, etc."),
     ]
-    assert select(summary).notes[0] == "▸ has more below: 35 modules; depth=None shows all"
+    assert select(summary, Selection(depth=1)).notes[0] == "▸ has more below: 35 modules; depth=None shows all"
     for every in (shown(summary, depth=None), shown(summary, fold=False), shown(summary, filter="l*")):
         assert len(every) == 2 + 60
     grown = tuple(
