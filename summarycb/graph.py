@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import TypeAlias
 
 from summarycb.dataflow import Dataflow, FlowKind
 from summarycb.errors import SummaryError
 from summarycb.fold import fold as fold_modules
 from summarycb.tree import ModelSummary
 
+Alike: TypeAlias = Mapping[str, Hashable]
 _MOST_PERIOD = 32
 _FEWEST_OPS = 4
 """How often operations alone repeat, each on the result of the one before, to be drawn as one."""
@@ -71,7 +73,18 @@ def contract(summary: ModelSummary, *, depth: int | None = 2, fold: bool = True,
         raise SummaryError(f"depth must be a whole number from 0, or None for all, not {depth!r}")
     if summary.dataflow is None:
         raise SummaryError("the summary has no dataflow: " + _why(summary))
-    return _Contraction(summary, summary.dataflow, depth, fold, parameters).graph()
+    [graph] = contractions(summary, [depth], fold=fold, parameters=parameters)
+    return graph
+
+
+def contractions(
+    summary: ModelSummary, at: Iterable[int | None], *, fold: bool = True, parameters: bool = False
+) -> Iterator[Graph]:
+    """The graph at each of several depths."""
+    if summary.dataflow is not None:
+        alike = _alike(summary) if fold else {}
+        for depth in at:
+            yield _Contraction(summary, summary.dataflow, depth, alike, parameters).graph()
 
 
 def depths(summary: ModelSummary) -> range:
@@ -105,7 +118,9 @@ class _Contraction:
     Units and calls that are taken apart are the *items* of the call that they ran in: a tree of execution, in order.
     """
 
-    def __init__(self, summary: ModelSummary, flow: Dataflow, depth: int | None, fold: bool, parameters: bool) -> None:
+    def __init__(
+        self, summary: ModelSummary, flow: Dataflow, depth: int | None, alike: Alike, parameters: bool
+    ) -> None:
         self._flow = flow
         self._modules = list(summary.root.walk())
         self._levels = _levels(flow)
@@ -130,8 +145,8 @@ class _Contraction:
                     self._edges.setdefault((a, b), {})[edge.tensor if made is None else made] = None
                     self._sources[b].add(a)
                     self._targets[a].add(b)
-        if fold:
-            self._fold(summary)
+        if alike:
+            self._fold(alike)
 
     def graph(self) -> Graph:
         edges: dict[tuple[int, int], dict[int | None, None]] = {}
@@ -213,8 +228,7 @@ class _Contraction:
     def _above(self, call: int | None, is_call: bool) -> int | None:
         return self._flow.calls[call].caller if is_call and call is not None else call
 
-    def _fold(self, summary: ModelSummary) -> None:
-        alike = _alike(summary)
+    def _fold(self, alike: Alike) -> None:
         numbers: dict[Hashable, int] = {}
         kind_of_call: dict[int, int] = {}
         for unit, place in enumerate(self._units):
@@ -240,7 +254,7 @@ class _Contraction:
                 done |= self._fold_items(self._items[caller], kinds[caller])
         self._fold_givers(alike)
 
-    def _fold_givers(self, alike: Mapping[str, Hashable]) -> None:
+    def _fold_givers(self, alike: Alike) -> None:
         """The same parameter of each copy, and what each copy was given from before the step."""
         seen: dict[Hashable, int] = {}
         for unit, reached in self._targets.items():
@@ -359,7 +373,7 @@ class _Contraction:
         return "" if module is None else self._modules[module].path
 
 
-def _alike(summary: ModelSummary) -> dict[str, Hashable]:
+def _alike(summary: ModelSummary) -> Alike:
     """By path, what a module has in common with those that it may be drawn with.
 
     They are folded in the table, or differ there in what their calls were given: here it is asked how they were used.

@@ -14,7 +14,7 @@ from math import prod
 from xml.sax.saxutils import escape, quoteattr
 
 from summarycb.errors import SummaryError
-from summarycb.graph import Edge, Graph, Group, Node, contract, depths
+from summarycb.graph import Edge, Graph, Group, Node, contractions, depths
 from summarycb.render.layout import GAP, LAYOUTS, Layout, Size
 from summarycb.tree import ModelSummary
 
@@ -64,10 +64,12 @@ def drawings(summary: ModelSummary) -> list[Drawing]:
         return []
     graphs: dict[int, Graph] = {}
     before: object = None
-    for depth in depths(summary):
-        graph = contract(summary, depth=depth)
+    offered = depths(summary)
+    for depth, graph in zip(offered, contractions(summary, offered), strict=True):
+        if len(graph.nodes) > MOST_NODES:  # deeper there are more
+            break
         shape = len(graph.nodes), [(edge.source, edge.target) for edge in graph.edges]
-        if len(graph.nodes) <= MOST_NODES and shape != before:
+        if shape != before:
             graphs[depth] = graph
         before = shape
     return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in graphs.items()]
