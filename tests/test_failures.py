@@ -260,6 +260,25 @@ def test_an_error_in_what_a_checkpoint_runs_again(reentrant: bool) -> None:
     assert (summary.failure.phase, summary.failure.calls) == ("recompute", ("h.0",))
 
 
+def test_a_module_that_did_not_return_has_given_nothing_back() -> None:
+    """Not None, which a module may return."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(7, 6))
+    summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6)), RuntimeError)
+    assert {path: str(module.outputs) for path, module in summary.modules.items()} == {
+        "": "not returned",
+        "0": "[8, 5]",
+        "1": "not returned",
+    }
+    assert "compute until it failed: forward" in summary.to_text()
+
+
+def test_whose_a_backward_was_that_ran_no_operation_is_not_said() -> None:
+    model = Net(Block(then=differentiated_by(fail)))
+    summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6)).sum().backward(), ValueError)
+    assert (summary.failure.phase, summary.failure.calls) == ("backward", ())
+    assert "failed  ValueError in the backward\n" in summary.to_text().replace(" · ", "\n")
+
+
 def test_an_error_of_the_optimizer() -> None:
     model = Net(Block())
 

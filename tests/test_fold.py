@@ -46,6 +46,8 @@ def labels(root: ModuleSummary) -> tuple[Outline, ...]:
         ("abab", (("0-3 ×2", "0, 2", "1, 3"),)),
         ("xabcabcabc", ("0", ("1-9 ×3", "1, 4, …", "2, 5, …", "3, 6, …"))),
         ("aabb", ("0-1 ×2", "2-3 ×2")),
+        # the first of three blocks differs in its first layer alone, which needs no gradient of its input
+        ("xbcabcabc", ("0", "1", "2", ("3-8 ×2", "3, 6", "4, 7", "5, 8"))),
         # five local layers and a global one, as in Gemma 3: the whole sequence repeats, and in it the local layers
         ("aaaaabaaaaabaaa", (("0-11 ×2", "0-4, 6-10 ×5", "5, 11"), "12-14 ×3")),
         # three of a kind and then a sequence of four: what covers most

@@ -376,3 +376,9 @@ def test_random_numbers_of_python_and_numpy_are_not_the_users() -> None:
     np.random.seed(3)
     summarycb.summarize(Augmenting(), input_size=(2, 3))
     assert (random.random(), np.random.rand()) == expected
+
+
+def test_a_lazy_parameter_hides_no_buffer() -> None:
+    """The bytes of the weights are unknown until they are made; those of the buffers are not."""
+    memory = summarycb.summarize(nn.Sequential(nn.LazyLinear(3), nn.BatchNorm1d(3))).memory
+    assert (memory.parameters, memory.buffers) == (None, 4 * 3 + 4 * 3 + 8)  # two averages, and a count of 64 bits
