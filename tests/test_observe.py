@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import summarycb
 from summarycb.errors import SummaryError
-from summarycb.specs import TensorSpec
+from summarycb.specs import Opaque, TensorSpec
 from summarycb.tree import Amounts, CallGroup, ModelSummary, Work, add
 from tests.trainings import CASES, NOTHING, Block, Case, left_behind, loss_of, saved_by_autograd
 
@@ -485,7 +485,9 @@ def test_an_error_that_the_model_handles_is_not_the_steps() -> None:
     assert observation.summary is not None
     assert observation.summary.incomplete == ("the step raised KeyError",)  # not the one that was handled
     assert (summary["wide"].calls, summary["narrow"].calls, summary.forward_macs) == (1, 1, 24)
-    assert [(g.calls, g.inputs, g.outputs) for g in summary["wide"].call_groups or ()] == [(1, (spec(4, 3),), None)]
+    assert [(g.calls, g.inputs, g.outputs) for g in summary["wide"].call_groups or ()] == [
+        (1, (spec(4, 3),), Opaque("not returned"))
+    ]
 
 
 def test_an_observation_is_entered_once() -> None:
