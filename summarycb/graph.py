@@ -12,9 +12,12 @@ from summarycb.dataflow import Dataflow, FlowKind
 from summarycb.errors import SummaryError
 from summarycb.fold import fold as fold_modules
 from summarycb.tree import ModelSummary
+from summarycb.units import clean
 
 Alike: TypeAlias = Mapping[str, Hashable]
 _MOST_PERIOD = 32
+_MOST_WORK = 64
+"""How often each item is looked at, in the mean, before what is left is drawn as it is."""
 _FEWEST_OPS = 4
 """How often operations alone repeat, each on the result of the one before, to be drawn as one."""
 _MOST_TENSORS = 3
@@ -150,10 +153,13 @@ class _Contraction:
 
     def graph(self) -> Graph:
         edges: dict[tuple[int, int], dict[int | None, None]] = {}
+        several: set[tuple[int, int]] = set()
         for (source, target), tensors in self._edges.items():
             pair = self._drawn(source, target)
             if pair is not None:
                 edges.setdefault(pair, {}).update(tensors)
+                if len(tensors) > 1:
+                    several.add(pair)
         copies: dict[int, list[int]] = defaultdict(list)
         for unit in range(len(self._units)):
             copies[self._first(unit)].append(unit)
@@ -167,12 +173,12 @@ class _Contraction:
         for label, times, units in self._groups:
             within = {self._first(unit) for unit in units}
             within |= {a for a, found in reached.items() if len(copies[a]) > 1 and self._gives(a) and found <= within}
-            groups.append(Group(label, times, tuple(sorted(place[unit] for unit in within))))
+            groups.append(Group(clean(label), times, tuple(sorted(place[unit] for unit in within))))
         return Graph(
             nodes=tuple([self._node(place[unit], unit, len(found), labels) for unit, found in copies.items()]),
             edges=tuple(
                 [
-                    Edge(place[a], place[b], self._text(list(tensors), len(copies[a]) > 1 or len(copies[b]) > 1))
+                    Edge(place[a], place[b], self._text(list(tensors), (a, b) not in several))
                     for (a, b), tensors in edges.items()
                 ]
             ),
@@ -183,12 +189,13 @@ class _Contraction:
         node, call = self._flow.nodes[self._units[unit]], self._calls[unit]
         if call is not None:
             module = self._modules[self._flow.calls[call].module]
-            return Node(number, labels[unit] or module.type_name, "module", module.path, module.type_name, times)
+            label, kind = clean(labels[unit] or module.type_name), clean(module.type_name)
+            return Node(number, label, "module", module.path, kind, times)
         if node.kind == "parameter":
             path = self._path(unit)
             label = f"{path.rpartition('.')[2]}.{node.name}" if path else node.name
-            return Node(number, label, "parameter", path, "", times)
-        return Node(number, node.name or "tensor", node.kind, None, "", times)
+            return Node(number, clean(label), "parameter", path, "", times)
+        return Node(number, clean(node.name) or "tensor", node.kind, None, "", times)
 
     def _contracted(self, depth: int | None, parameters: bool) -> list[int | None]:
         """The unit of each node; None where it is not drawn. Fills the items."""
@@ -270,8 +277,10 @@ class _Contraction:
         """What repeats among the items is drawn as the first; returns the calls that are not drawn."""
         done: set[int] = set()
         start = 0
-        while start < len(items):
+        work = _MOST_WORK * len(items)
+        while start < len(items) and work > 0:
             for period, times in _repetitions(kinds, start):
+                work -= period * times
                 rounds = [items[start + period * k : start + period * (k + 1)] for k in range(times)]
                 units = [list(chain.from_iterable(map(self._within, one))) for one in rounds]
                 steps = self._steps_between(units)
@@ -295,11 +304,14 @@ class _Contraction:
         inner, between, given, giving = ([set[tuple[int, int]]() for _ in rounds] for _ in range(4))
         steps: set[tuple[int, int]] = set()
         reached: dict[int, set[int]] = defaultdict(set)
+        first_given: dict[int, set[int]] = defaultdict(set)  # what the first round is given, by what gives it
         for unit, (k, place) in places.items():
             for source in self._sources[unit]:
                 before, source_place = places.get(source, (None, self._kinds[source]))
                 if before is None:
                     given[k].add((source_place, place))
+                    if k == 0:
+                        first_given[source].add(place)
                 elif before == k:
                     inner[k].add((source_place, place))
                 elif before == k - 1:
@@ -316,8 +328,21 @@ class _Contraction:
         skips = steps and any(len(by) > 1 for by in reached.values())
         first, last = (1, len(rounds) - 1) if steps else (0, len(rounds))
         alike = all(all(one == sets[0] for one in sets) for sets in (inner, between[1:], given[first:], giving[:last]))
-        ends = given[first] <= given[0] and giving[0] <= giving[-1]
-        return steps if alike and ends and not skips else None
+        if not alike or skips or not (given[first] <= given[0] and giving[0] <= giving[-1]):
+            return None
+        if steps:
+            handed: dict[int, set[int]] = defaultdict(set)
+            for source_place, place in between[1]:
+                handed[source_place].add(place)
+            in_place = [
+                {place for place in found if (self._kinds[source], place) not in given[1]}
+                for source, found in first_given.items()
+            ]
+            entered = Counter(frozenset(found) for found in in_place if found)
+            left = {place for place, _ in giving[-1] - giving[0]}
+            if entered - Counter(map(frozenset, handed.values())) or left - handed.keys():
+                return None
+        return steps
 
     def _within(self, item: tuple[bool, int]) -> Iterator[int]:
         stack = [item]
@@ -354,11 +379,11 @@ class _Contraction:
             source, target = drawn
         return None
 
-    def _text(self, tensors: Sequence[int | None], folded: bool) -> str:
-        """The shapes, each once; where copies differ in a size alone, what it is from and to."""
+    def _text(self, tensors: Sequence[int | None], one: bool) -> str:
+        """The shapes, each once; of ``one`` tensor that copies have in different sizes, what each is from and to."""
         specs = [self._flow.tensors[tensor] for tensor in tensors if tensor is not None]
         alike = len({(len(spec.shape), spec.dtype) for spec in specs}) == 1
-        if folded and alike and len(specs) == len(tensors):
+        if one and alike and len(specs) == len(tensors):
             sizes = [
                 f"{min(size)}-{max(size)}" if len(set(size)) > 1 else f"{size[0]}"
                 for size in zip(*[spec.shape for spec in specs], strict=True)

@@ -1,4 +1,4 @@
-"""Counts and bytes as text. Must not import torch."""
+"""Counts, bytes and names as text. Must not import torch."""
 
 from __future__ import annotations
 
@@ -67,3 +67,12 @@ def work(value: int | None, unit: str) -> str:
     """A count with its unit, ``MACs`` or ``FLOPs``: ``1.235 MMACs``, ``512 MACs``."""
     text = count(value)
     return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}"
+
+
+_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS], " ")
+
+
+def clean(text: str) -> str:
+    """``text`` on one line, without what a terminal would obey."""
+    return text if text.isprintable() else text.translate(_CONTROLS)

@@ -101,15 +101,6 @@ class Selection:
             raise SummaryError(f"fold must be True or False, not {self.fold!r}")
 
 
-_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS], " ")
-
-
-def clean(text: str) -> str:
-    """``text`` on one line, without what a terminal would obey."""
-    return text if text.isprintable() else text.translate(_CONTROLS)
-
-
 def check_depth(depth: object) -> int | None:
     """``depth``, or SummaryError when it is neither None (every level) nor a number from 0 (the root alone) on."""
     if depth is None or (isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0):

@@ -336,6 +336,18 @@ def test_a_layer_s_own_statistics_flow_to_nobody() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_made_like_a_tensor_does_not_keep_it() -> None:
+    """As a GAN's labels, ones like the logits; so the gradient that a backward begins with is made, too."""
+    model = linear()
+    with summarycb.observe(model):
+        logits = model(torch.rand(2, 4))
+        labels = torch.ones_like(logits)
+        gone = weakref.ref(logits)
+        del logits
+        assert gone() is None
+        del labels
+
+
 def test_nothing_is_kept_alive() -> None:
     """What the forward lets go is gone at once, as without us: the storage, and the tensor that a module gave."""
     gone: list[bool] = []

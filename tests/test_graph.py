@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
@@ -326,3 +327,60 @@ def test_deep_nesting_is_contracted() -> None:
     summary = observed(model, torch.rand(2, 4))
     assert len(contract(summary, depth=None).nodes) == 5
     assert [drawing.depth for drawing in drawings(summary)] == [1]
+
+
+class OneWithout(Stack):
+    """The last of two layers has nothing added to it: both as one would give it what it has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layers[0](x) + x
+        return self.layers[1](x) + 1.0
+
+
+def test_a_residual_that_one_copy_lacks_is_drawn_of_none() -> None:
+    assert lines(observed(OneWithout(2), torch.rand(3, 4)), 1, fold=True) == [
+        "input",
+        "layers.0 <- input",
+        "add.1 <- layers.0, input",
+        "layers.1 <- add.1",
+        "add.2 <- layers.1",
+        "output <- add.2",
+        "sum <- output",
+        "loss <- sum",
+    ]
+
+
+class Pairs(nn.Module):
+    """Hands two tensors of equal rank and unequal size from layer to layer."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.inner(x) + y.sum(0), y * 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Pairs.Layer() for _ in range(3))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x, y = layer(x, y)
+        return x
+
+
+def test_two_tensors_on_one_edge_are_not_one_of_two_sizes() -> None:
+    graph = contract(observed(Pairs(), torch.rand(3, 4), torch.rand(7, 4)), depth=1)
+    between = {edge.tensor for edge in graph.edges if graph.nodes[edge.source].kind == "module"}
+    assert between == {"[3, 4] float32, [7, 4] float32", "[3, 4] float32"}
+
+
+def test_names_that_a_terminal_or_a_reader_would_obey() -> None:
+    """In none of the forms: the SVG is well-formed, and ``dot`` reads the other."""
+    summary = observed(nn.Sequential(OrderedDict({"a\x1b\x00b\u202ec": nn.Linear(4, 4)})), torch.rand(3, 4))
+    for form in (summary.to_svg(), summary.to_dot(), summary.to_mermaid()):
+        assert not set(form) & set("\x1b\x00\u202e")
+        assert "a  b c" in form
+    ElementTree.fromstring(summary.to_svg())

@@ -71,7 +71,7 @@ class Flow:
         self._given: dict[int, list[int | None]] = {}
         self._given_ids: set[int] = set()
         self._time = 0
-        self._loss: tuple[list[int], torch.Tensor] | None = None
+        self._loss: tuple[list[int], int | None] | None = None
         self.until: int | None = None
         """How many module calls there were before the first backward, which ends this."""
         self.cut = False
@@ -171,7 +171,7 @@ class Flow:
             if not any(s._cdata in known_storages for tensor in read for s in storages(tensor)):
                 return  # how a batch is made: it is there, as an input, when the model gets it
             if kind.ones:  # backward() makes its first gradient like the loss
-                self._loss = self._sources(args[0]), args[0]
+                self._loss = self._sources(args[0]), self._spec(args[0])
         results = list(_operands(out))
         self._time += 1
         if owner == _OPEN and kind.copies:
@@ -209,7 +209,8 @@ class Flow:
         if self._loss is not None and not self.cut:
             sources, loss = self._loss
             if any(self._nodes[source].kind != "output" for source in sources):
-                self._read(self._add(_Node("output", "loss")), sources, loss)
+                node = self._nodes[self._add(_Node("output", "loss"))]
+                node.inputs |= dict.fromkeys([(source, loss) for source in sources])
         self.end()
 
     def ended_early(self, calls: Calls) -> bool:

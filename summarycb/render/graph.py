@@ -17,6 +17,7 @@ from summarycb.errors import SummaryError
 from summarycb.graph import Edge, Graph, Group, Node, contractions, depths
 from summarycb.render.layout import GAP, LAYOUTS, Layout, Size
 from summarycb.tree import ModelSummary
+from summarycb.units import clean
 
 MOST_NODES = 400
 """What a drawing of more is not made of by :func:`drawings`."""
@@ -138,9 +139,9 @@ def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> st
     (x, y), (width, height) = centre, size
     left, top = x - width / 2, y - height / 2
     corner = 6 if node.kind == "module" else 3 if node.kind == "parameter" else height / 2
-    about = node.path if node.path is not None else node.label
+    about = clean(node.path) if node.path is not None else node.label
     about = " ".join(filter(None, [about or node.label, node.detail, f"×{node.times:,}" if node.times > 1 else ""]))
-    path = "" if node.path is None else f" data-path={quoteattr(node.path)}"
+    path = "" if node.path is None else f" data-path={quoteattr(clean(node.path))}"
     box = f'width="{width:.0f}" height="{height:.0f}" rx="{corner:.0f}" fill="none" stroke="currentColor"/>'
     parts = [f'<g class="node {node.kind}"{path}><title>{escape(about)}</title>']
     if times > 1:

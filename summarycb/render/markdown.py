@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from summarycb.view import View, clean
+from summarycb.units import clean
+from summarycb.view import View
 
 _INDENT = "&nbsp;&nbsp;"
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.tree import ModelSummary
-from summarycb.view import Row, Selection, View, clean, select
+from summarycb.units import clean
+from summarycb.view import Row, Selection, View, select
 
 _numbers = random.getstate()
 try:  # rich draws a random number when it is first imported, and the training's own must not change

@@ -30,7 +30,8 @@ from summarycb.render.html.icicle import icicle
 from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
-from summarycb.view import Selection, clean, roots_of
+from summarycb.units import clean
+from summarycb.view import Selection, roots_of
 
 _FOLDER = Path(__file__).parent
 _FRAGMENT_ROWS = 1000

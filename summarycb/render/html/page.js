@@ -99,6 +99,15 @@
     if (key) tree.querySelectorAll(`[data-sort="${key}"]`).forEach((other) => other.setAttribute("aria-sort", "descending"));
   });
 
+  // within a frame of its own source a link would be the parent's
+  document.addEventListener("click", (event) => {
+    const place = event.target.closest("nav a[href^='#']")?.getAttribute("href").slice(1);
+    if (place !== undefined) {
+      event.preventDefault();
+      (find(place) ?? root).scrollIntoView();
+    }
+  });
+
   // the icicles: a click zooms, and selects the row; a click on what is zoomed to goes back
   for (const drawing of document.querySelectorAll(".icicle")) {
     const boxes = [...drawing.querySelectorAll("a")].map((link) => {
