@@ -186,7 +186,9 @@ def test_memory_through_the_step_is_stacked_to_its_peak() -> None:
     assert [path.attributes["d"] for path in drawing.all("path")] == expected
     # the second of two: its middle is at three quarters
     assert [line.attributes["x1"] for line in drawing.all("line", "peak")] == ["75.0%"]
-    assert [text.text for text in drawing.all("text", "peak-text")] == ["peak 512 B · backward · fc"]
+    assert [text.text for text in drawing.all("text", "peak-text")] == [
+        "peak 512 B· backward · fc"  # two elements, each stripped
+    ]
 
 
 def test_a_structure_has_neither_icicles_of_work_nor_memory() -> None:
