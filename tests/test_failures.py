@@ -217,20 +217,24 @@ def test_an_error_of_the_loss_is_of_no_module() -> None:
     assert summary.to_text().splitlines()[1].startswith("failed  ValueError in the forward: outside any module · alive")
 
 
-class Wrong(torch.autograd.Function):
-    """The identity, with a backward of operands that do not fit."""
+def differentiated_by(backward: Callable[[Any], Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The identity, whose backward is Python."""
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return torch.mm(gradient, gradient)
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return backward(gradient)  # type: ignore[no-any-return]
+
+    return Function.apply  # type: ignore[no-any-return]
 
 
 def test_an_error_in_the_backward_is_of_the_module_whose_it_is() -> None:
-    model = Net(Block(), Block(then=Wrong.apply))
+    wrong = differentiated_by(lambda gradient: torch.mm(gradient, gradient))  # operands that do not fit
+    model = Net(Block(), Block(then=wrong))
     summary, _ = observe(model, lambda: model(torch.rand(ROWS, 6)).sum().backward(), RuntimeError)
     failure = summary.failure
     assert (failure.error, failure.phase, failure.calls) == ("RuntimeError", "backward", ("", "h.1"))
@@ -526,21 +530,6 @@ def test_a_step_that_goes_on_after_an_error_is_whole() -> None:
     optimizer.step()
     assert hook.summary is not None
     assert (hook.summary.failure, hook.summary.incomplete) == (None, ())
-
-
-def differentiated_by(backward: Callable[[Any], Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function whose backward is Python."""
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            return backward(gradient)  # type: ignore[no-any-return]
-
-    return Function.apply  # type: ignore[no-any-return]
 
 
 def fail(gradient: torch.Tensor) -> torch.Tensor:
