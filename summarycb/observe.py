@@ -473,7 +473,7 @@ class Observation:
         if outermost and not self._awaited:
             self._awaited = True
             try:
-                if _after_backward(partial(_call, weakref.WeakMethod(self._backward_ends), task)):
+                if _after_backward(partial(call_alive, weakref.WeakMethod(self._backward_ends), task)):
                     self._unfinished.add(task)
             except Exception as error:
                 self._failed("the end of the backward", error)
@@ -589,9 +589,10 @@ def _after_backward(call: Callable[[], None]) -> bool:
     return True
 
 
-def _call(method: weakref.WeakMethod[Callable[[int], None]], task: int) -> None:
+def call_alive(method: weakref.WeakMethod[Callable[..., None]], *args: object) -> None:
+    """Call a method, if its object is still there."""
     if (alive := method()) is not None:
-        alive(task)
+        alive(*args)
 
 
 _AFTER_AN_ERROR = 2.0

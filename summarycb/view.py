@@ -5,7 +5,7 @@ Must not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
@@ -257,9 +257,7 @@ class _Table:
     def _remarks(self, rows: Sequence[Row], hidden: int, depth: int | None) -> Iterator[str]:
         if self._selection.filter is not None and not rows:
             yield f"no module's path or type is like {self._selection.filter!r}"
-        if any(row.times > 1 for row in rows):
-            differ = any(".." in cell for row in rows for cell in row.cells)
-            yield "rows under ×N are per copy" + ("; least..most where copies differ" if differ else "")
+        yield from per_copy([row.times for row in rows], (cell for row in rows for cell in row.cells))
         if hidden:
             asked = self._selection.depth
             why = "" if depth == asked else f"; depth={asked} would be more than {MOST_ROWS} rows"
@@ -275,6 +273,13 @@ class _Table:
         values = values_of(self._summary, item, column)
         known = [value for value in values if value is not None and value != ""]
         return (0, -max(known)) if known and None not in values else (1, 0)
+
+
+def per_copy(times: Iterable[int], cells: Iterable[str]) -> Iterator[str]:
+    """What is to be said of rows where one stands for several."""
+    if any(count > 1 for count in times):
+        differ = any(".." in text for text in cells)
+        yield "rows under ×N are per copy" + ("; least..most where copies differ" if differ else "")
 
 
 def cell(summary: ModelSummary, item: Item, column: Column) -> str:

@@ -20,7 +20,7 @@ from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
 from summarycb.deliver import deliver
 from summarycb.exits import at_exit
-from summarycb.observe import Observation, check_model, check_optimizers
+from summarycb.observe import Observation, call_alive, check_model, check_optimizers
 from summarycb.trackers import Publisher, check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection
@@ -159,8 +159,9 @@ class Watch:
     def _meet_compiler(self) -> None:
         """What it compiles before the training, an evaluation, is to be of use after it, when our hooks are gone."""
         if self._compiler is None and self._model is not None and "torch._dynamo" in sys.modules:
-            begins, ends = weakref.WeakMethod(self._compiling_begins), weakref.WeakMethod(self._compiling_ends)
-            self._compiler = weakref.finalize(self, around_compiling(partial(_call, begins), partial(_call, ends)))
+            methods = map(weakref.WeakMethod, (self._compiling_begins, self._compiling_ends))
+            begins, ends = (partial(call_alive, method) for method in methods)
+            self._compiler = weakref.finalize(self, around_compiling(begins, ends))
 
     def _compiling_begins(self) -> None:
         if not torch.is_grad_enabled() and self._observation is None:
@@ -287,11 +288,6 @@ class _FirstForward:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NO_HOOK
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    if (alive := method()) is not None:
-        alive()
 
 
 def _capturing() -> bool:

@@ -31,7 +31,7 @@ from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
 from summarycb.units import clean
-from summarycb.view import Selection, roots_of
+from summarycb.view import Selection, per_copy, roots_of
 
 _FOLDER = Path(__file__).parent
 _FRAGMENT_ROWS = 1000
@@ -133,19 +133,13 @@ def _edges(graph: Graph) -> Iterator[str]:
 
 
 def _notes(summary: ModelSummary, lines: Sequence[Row], *where_folded: str) -> list[str]:
-    per_copy = list(_per_copy(lines))
+    remarks = list(per_copy([row.item.times for row in lines], (text for row in lines for _, text in row.cells)))
     return [
-        *per_copy,
-        *(where_folded if per_copy else ()),
+        *remarks,
+        *(where_folded if remarks else ()),
         *([CONVENTION] if summary.observed != "structure" else []),
         *notes(summary),
     ]
-
-
-def _per_copy(lines: Sequence[Row]) -> Iterator[str]:
-    if any(row.item.times > 1 for row in lines):
-        differ = any(".." in text for row in lines for _, text in row.cells)
-        yield "rows under ×N are per copy" + ("; least..most where copies differ" if differ else "")
 
 
 def _opened(lines: Iterable[Row], depth: int | None) -> set[int]:
