@@ -13,7 +13,8 @@ from summarycb.specs import TensorSpec
 
 FlowKind: TypeAlias = Literal["module", "op", "input", "output", "parameter"]
 MOST_NODES = 20_000
-"""A dataflow of more is not kept."""
+MOST_EDGES = 100_000
+"""A dataflow of more of either is not kept."""
 
 
 @dataclass(frozen=True, slots=True)

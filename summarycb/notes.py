@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from summarycb.collect.calls import BACKWARD, OUTSIDE, UNPLACED
+from summarycb.collect.dataflow import MOST_PARTS
 from summarycb.collect.modules import Held
 from summarycb.records import Records
 from summarycb.specs import BufferSpec, ParameterSpec
@@ -48,6 +49,9 @@ def _step_notes(records: Records) -> Iterator[Note]:
         yield Note("backwards", f"{ran}; saved activations are those before the one that found the most")
     if calls is not None and records.flow is not None and records.flow.ended_early(calls):
         yield Note("dataflow", "the dataflow is of what ran before the first backward")
+    if records.flow is not None and records.flow.joined:
+        parts = f"more than {MOST_PARTS:,} parts: in the dataflow who reads one of them seems to read all"
+        yield Note("dataflow", f"a tensor was written in {parts}")
 
 
 def _before(records: Records, rows: Sequence[int]) -> str:

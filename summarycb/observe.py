@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from summarycb.build import build, nothing
 from summarycb.collect import steps
 from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, engines, graph_task, in_backward
-from summarycb.collect.dataflow import Flow, TooManyNodes
+from summarycb.collect.dataflow import Flow, TooLarge
 from summarycb.collect.eager import in_compiled_call, run_eagerly
 from summarycb.collect.failures import Raised
 from summarycb.collect.flops import Flops
@@ -35,7 +35,7 @@ from summarycb.collect.mode import KeepsModes, Mode
 from summarycb.collect.modules import class_name, every, training, walk
 from summarycb.collect.ranks import Ranks, world
 from summarycb.collect.storages import tensor_bytes
-from summarycb.dataflow import MOST_NODES
+from summarycb.dataflow import MOST_EDGES, MOST_NODES
 from summarycb.errors import SummaryError
 from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
@@ -557,8 +557,8 @@ class Observation:
     def _drop_flow(self, error: Exception) -> None:
         assert self._records is not None
         self._records.flow = self._flow = None
-        if isinstance(error, TooManyNodes):
-            self.note("dataflow", f"more than {MOST_NODES:,} operations and module calls: their dataflow is not kept")
+        if isinstance(error, TooLarge):
+            self.note("dataflow", f"a dataflow of more than {MOST_NODES:,} nodes or {MOST_EDGES:,} edges is not kept")
         else:
             self._failed("the dataflow", error)
 

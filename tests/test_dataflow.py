@@ -75,6 +75,31 @@ def parts_are_written(self: Any, x: Any) -> Any:
     return self.c(h[:, ::2])
 
 
+def a_half_in_place(self: Any, x: Any) -> Any:
+    h = self.a(x).clone()
+    self.act(h[:, 2:])
+    return self.b(h[:, :2]) + self.c(h[:, 2:])
+
+
+def slots(self: Any, x: Any) -> Any:
+    h = torch.empty(2, 8)
+    h[:, ::2], h[:, 1::2] = self.a(x), self.b(x)
+    return self.c(h[:, 4::2]) + self.d(h[:, 5::2]) * h[0, 0]
+
+
+def written_over(self: Any, x: Any) -> Any:
+    h = self.a(x).clone()
+    h[:, :3] = self.b(x)[:, :3]
+    h[:, 1:] = self.c(x)[:, 1:]
+    return {"y": self.d(h[:, 1:]), "left": h[:, :1] + 1}
+
+
+def masked(self: Any, x: Any) -> Any:
+    h = self.a(x) + self.b(x)
+    h[:, 0] = 0
+    return {"y": self.c(h), "left": h[:, :1] * 2}
+
+
 def shared(self: Any, x: Any) -> Any:
     h = self.a(x)
     return self.b(h) + self.b(self.act(h).T.T)
@@ -124,12 +149,41 @@ FLOWS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
     "a slice is written in place, the whole is read": (
         lambda: module(a_slice_is_written, a=linear(), b=linear(), c=linear()),
         X,
-        ["input", "a <- input", "b <- input", "add_ <- a, b", "c <- add_", "output <- c", *LOSS],
+        ["input", "a <- input", "b <- input", "add_ <- a, b", "c <- a, add_", "output <- c", *LOSS],
     ),
     "parts are written": (
         lambda: module(parts_are_written, a=linear(), b=linear(), c=linear()),
         X,
-        ["input", "a <- input", "b <- input", "copy_ <- a, b", "c <- copy_", "output <- c", *LOSS],
+        ["input", "a <- input", "b <- input", "c <- a, b", "output <- c", *LOSS],
+    ),
+    "a module writes one half, the other is read": (
+        lambda: module(a_half_in_place, a=linear(), act=nn.ReLU(inplace=True), b=nn.Linear(2, 4), c=nn.Linear(2, 4)),
+        X,
+        ["input", "a <- input", "act <- a", "b <- a", "c <- act", "add <- b, c", "output <- add", *LOSS],
+    ),
+    "slots that lie between each other": (
+        lambda: module(slots, a=linear(), b=linear(), c=nn.Linear(2, 4), d=nn.Linear(2, 4)),
+        X,
+        [
+            "input", "a <- input", "b <- input", "c <- a", "d <- b", "mul <- d, a", "add <- c, mul", "output <- add",
+            *LOSS,
+        ],
+    ),
+    "parts are written over": (
+        lambda: module(written_over, a=linear(), b=linear(), c=linear(), d=nn.Linear(3, 4)),
+        X,
+        [
+            # the last three columns are c's, so the first alone is b's; a runs, and nothing of it is read
+            "input", "a <- input", "b <- input", "c <- input", "d <- c", "add <- b", "y <- d", "left <- add",
+            "sum <- y", "loss <- sum",
+        ],
+    ),
+    "zeros are written": (
+        lambda: module(masked, a=linear(), b=linear(), c=linear()),
+        X,
+        [
+            "input", "a <- input", "b <- input", "add <- a, b", "c <- add", "y <- c", "sum <- y", "loss <- sum"
+        ],
     ),
     "a shared module, a transposed view": (
         lambda: module(shared, a=linear(), b=linear(), act=nn.ReLU()),
@@ -304,6 +358,49 @@ def test_only_what_leads_to_the_loss_is_told_of_what_ran_outside() -> None:
     ]  # fmt: skip
 
 
+def test_inputs_and_targets_that_overlap_in_one_storage() -> None:
+    """As of a language model; the edge of a slice has the slice's shape, and that into one what it is given."""
+    model = nn.Linear(3, 3)
+    tokens = torch.rand(2, 4)
+    with summarycb.observe(model) as observation:
+        F.mse_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
+    assert observation.summary is not None
+    graph = contract(observation.summary)
+    labels = [node.label for node in graph.nodes]
+    assert [(labels[edge.source], labels[edge.target], edge.tensor) for edge in graph.edges] == [
+        ("input", "linear", "[2, 3] float32"), ("linear", "output", "[2, 3] float32"),
+        ("output", "mse_loss", "[2, 3] float32"), ("tensor", "mse_loss", "[2, 3] float32"),
+        ("mse_loss", "loss", "[] float32"),
+    ]  # fmt: skip
+
+
+def test_the_shapes_of_the_parts_that_a_tensor_was_written_in() -> None:
+    graph = contract(observed(FLOWS["parts are written"][0](), X))
+    labels = [node.label for node in graph.nodes]
+    assert [(labels[edge.source], edge.tensor) for edge in graph.edges if labels[edge.target] == "c"] == [
+        ("a", "[2, 4] float32"), ("b", "[2, 4] float32")
+    ]  # fmt: skip
+
+
+def one_after_the_other(self: Any, x: Any) -> Any:
+    h = torch.zeros(2, 4)
+    for column in range(4):
+        h[:, column] = self.a(x)[:, 0]
+    return self.b(h[:, :1])
+
+
+def test_more_parts_than_are_told_apart_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fourth joins the four: what reads the first seems to read them all."""
+    build = FLOWS["in place"][0]
+    model = module(one_after_the_other, a=build(), b=nn.Linear(1, 1))
+    reads = ["b <- a #1", "b <- join"]
+    for most, read in ((4, reads[0]), (3, reads[1])):
+        monkeypatch.setattr(collector, "MOST_PARTS", most)
+        summary = observed(model, X)
+        assert read in lines(summary, depth=1)
+        assert [note.kind for note in summary.notes] == ["dataflow"] * (most == 3)
+
+
 def test_it_is_of_what_ran_before_the_first_backward_and_says_so() -> None:
     model = linear()
     with summarycb.observe(model) as observation:
@@ -406,8 +503,9 @@ def test_a_fault_costs_the_dataflow_alone(what: str, monkeypatch: pytest.MonkeyP
         summary.to_dot()
 
 
-def test_a_dataflow_of_too_many_nodes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "MOST_NODES", 3)
+@pytest.mark.parametrize("what", ["MOST_NODES", "MOST_EDGES"])
+def test_a_dataflow_that_is_too_large_is_not_kept(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, what, 3)
     summary = observed(nn.Sequential(linear(), linear()), X)
     assert summary.dataflow is None
     assert [note.kind for note in summary.notes] == ["dataflow"]

@@ -1,8 +1,9 @@
 """What flows where in the forward, until the first backward begins.
 
-Of every storage the node that wrote it last is known, by a weak reference to the storage, so nothing is kept alive. A
-view is of the same storage, hence data passes through it by itself, and what is written in place is read by all. Where
-a module gives back no more than a view of what it was given, that tensor is known to come from the module.
+Of every storage the node that wrote it last is known, by a weak reference to the storage, so nothing is kept alive, and
+of parts that were written since, which bytes. A view is of the same storage, hence data passes through it by itself,
+and what is written in place is read by all who read these bytes. Where a module gives back no more than a view of what
+it was given, that tensor is known to come from the module.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ from typing import Any, cast
 import torch
 
 from summarycb.collect.calls import OUTSIDE, Calls
+from summarycb.collect.extents import Extent, extent, overlap, within
 from summarycb.collect.inputs import describe, iter_tensors
 from summarycb.collect.modules import Structure, text
-from summarycb.collect.storages import storages
-from summarycb.dataflow import MOST_NODES, Dataflow, FlowCall, FlowEdge, FlowKind, FlowNode
+from summarycb.collect.storages import PLAIN, storages
+from summarycb.dataflow import MOST_EDGES, MOST_NODES, Dataflow, FlowCall, FlowEdge, FlowKind, FlowNode
 from summarycb.specs import TensorSpec
 
 _NOWHERE = -1
 """The node of what a module's forward made of nothing: zeros, positions, noise."""
+_HELD = -1
+"""Below this are the nodes of the parameters and buffers that nothing has read yet."""
 _OPEN = -1
 """The owner of a call whose operations are nodes of their own."""
 
 
-class TooManyNodes(Exception):
-    """More than are kept."""
+_BEFORE = -1
+"""The time of what was there before the step."""
+MOST_PARTS = 1_000
+"""Of one storage, that are told apart."""
+
+
+class TooLarge(Exception):
+    """More nodes or edges than are kept."""
 
 
 @dataclass(slots=True)
@@ -44,15 +54,23 @@ class _Node:
 class _Origin(weakref.ref[Any]):
     """A storage, or a tensor that comes from another node than its storage: the node and when it wrote.
 
-    ``held`` is the module and the name of a parameter or buffer that nothing has read yet.
+    ``parts`` are those of a storage that were written since, the latest last.
     """
 
-    __slots__ = ("held", "key", "node", "time")
+    __slots__ = ("key", "node", "parts", "time")
 
     key: int
     node: int
     time: int
-    held: tuple[int, str] | None
+    parts: list[_Part]
+
+
+@dataclass(slots=True)
+class _Part:
+    node: int
+    time: int
+    extent: Extent
+    spec: int | None
 
 
 class Flow:
@@ -63,6 +81,8 @@ class Flow:
         parents = {node.parent for node in structure.nodes} | {0}
         self._is_leaf = [slot not in parents for slot in range(len(structure.nodes))]
         self._nodes: list[_Node] = []
+        self._edges = 0
+        self._held: list[tuple[int, str]] = []
         self._tensors: dict[TensorSpec, int] = {}
         self._storages: dict[int, _Origin] = {}
         self._views: dict[int, _Origin] = {}
@@ -71,25 +91,21 @@ class Flow:
         self._given: dict[int, list[int | None]] = {}
         self._given_ids: set[int] = set()
         self._time = 0
-        self._loss: tuple[list[int], int | None] | None = None
+        self._loss: tuple[list[tuple[int, int | None]], int | None] | None = None
         self.until: int | None = None
         """How many module calls there were before the first backward, which ends this."""
         self.cut = False
         """That backward ran within a module's forward."""
+        self.joined = False
+        """A storage was written in more parts than are told apart."""
         seen: set[int] = set()
         for slot, node in enumerate(structure.nodes):
             for module in node.modules if node.alias_of is None else ():
                 for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                     if tensor is not None and not torch.nn.parameter.is_lazy(tensor) and id(tensor) not in seen:
                         seen.add(id(tensor))
-                        self._hold(tensor, (slot, text(name)))
-
-    def _hold(self, tensor: torch.Tensor, held: tuple[int, str]) -> None:
-        for storage in storages(tensor):
-            if storage._cdata not in self._storages:
-                self._know(self._storages, storage, storage._cdata, _NOWHERE).held = held
-            else:  # several in one storage, as an RNN's on an accelerator
-                self._know(self._views, tensor, id(tensor), _NOWHERE).held = held
+                        self._held.append((slot, text(name)))
+                        self._wrote(tensor, _HELD - len(self._held))
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module's forward has begun."""
@@ -103,8 +119,8 @@ class Flow:
             given = iter_tensors((args, kwargs))
             self._given, self._given_ids = {}, set(map(id, given))
             for tensor in given:
-                for source in self._sources(tensor):
-                    self._given.setdefault(source, []).append(self._spec(tensor))
+                for source, spec in self._sources(tensor):
+                    self._given.setdefault(source, []).append(spec)
         elif made.slot == 0 and made.caller == OUTSIDE:
             self._is_given(_named(args[0] if len(args) == 1 and not kwargs else [*args], "input"))
             self._is_given(_named(dict(kwargs), "input"))
@@ -113,12 +129,17 @@ class Flow:
     def _is_given(self, inputs: Iterable[tuple[str, Iterable[torch.Tensor]]]) -> None:
         """The model's own forward begins with these."""
         for name, tensors in inputs:
-            for storage in [s for tensor in tensors for s in storages(tensor)]:
-                known = self._storages.get(storage._cdata)
-                if known is None or (known.node == _NOWHERE and known.held is None):
-                    self._know(self._storages, storage, storage._cdata, self._add(_Node("input", name)))
-                elif self._nodes[known.node].kind == "input":
-                    self._nodes[known.node].name = self._nodes[known.node].name or name
+            for tensor in tensors:
+                for storage in storages(tensor):
+                    if id(tensor) in self._views:
+                        continue
+                    known = self._storages.get(storage._cdata)
+                    if known is not None and known.node >= 0 and self._nodes[known.node].kind == "input":
+                        self._nodes[known.node].name = self._nodes[known.node].name or name
+                    elif known is None and _is_part(tensor, storage):  # another part may be the targets
+                        self._know(self._views, tensor, id(tensor), self._add(_Node("input", name)))
+                    elif known is None or known.node == _NOWHERE:
+                        self._know(self._storages, storage, storage._cdata, self._add(_Node("input", name)))
 
     def exit(self, output: object) -> None:
         """A module's forward returns."""
@@ -132,10 +153,10 @@ class Flow:
                 self._nodes[owner].output = self._spec(cast(torch.Tensor, output))
             for tensor in iter_tensors(output):
                 sources = self._sources(tensor)
-                if sources == [owner] or id(tensor) in self._given_ids or isinstance(tensor, torch.nn.Parameter):
-                    continue  # what it has not touched does not come from it
-                self._read(owner, sources, tensor)
-                self._know(self._views, tensor, id(tensor), owner)
+                touched = id(tensor) not in self._given_ids and not isinstance(tensor, torch.nn.Parameter)
+                if touched and [node for node, _ in sources] != [owner]:
+                    self._read(owner, sources)
+                    self._know(self._views, tensor, id(tensor), owner)
 
     def _is_returned(self, outputs: Iterable[tuple[str, Iterable[torch.Tensor]]]) -> None:
         """The model's own forward returns these: what is then made of them is made of the output."""
@@ -145,8 +166,8 @@ class Flow:
             if found:
                 node = self._add(_Node("output", name))
                 for tensor, sources in found:
-                    self._read(node, sources, tensor)
-                    if all(self._nodes[source].kind in ("module", "op") for source in sources):
+                    self._read(node, sources)
+                    if all(self._nodes[source].kind in ("module", "op") for source, _ in sources):
                         returned.append((tensor, node))
         self._time += 1
         for tensor, node in returned:
@@ -159,58 +180,46 @@ class Flow:
             kind = self._kinds[id(func)] = _Kind(func)
         if kind.views:
             if self._views and (known := self._views.get(id(args[0]))) is not None:
-                for view in _operands(out):
+                for view in _operands((out,)):
                     self._know(self._views, view, id(view), known.node).time = known.time
             return
         call = self._calls.current
         owner = self._owners.get(call, _OPEN)
-        read = [] if kind.makes else [*_operands(args), *(_operands(kwargs.values()) if kwargs else ())]
+        self._time += 1
+        if owner != _OPEN:
+            for tensor in kind.reads(args, kwargs):
+                if not self._is_of(owner, tensor):
+                    self._read(owner, self._sources(tensor))
+            for tensor in kind.writes(args, kwargs, out):
+                self._wrote(tensor, owner)
+            return
+        read = kind.reads(args, kwargs)
         if call == OUTSIDE:
             self._loss = None
-            known_storages = self._storages
-            if not any(s._cdata in known_storages for tensor in read for s in storages(tensor)):
+            if not any(s._cdata in self._storages for tensor in read for s in storages(tensor)):
                 return  # how a batch is made: it is there, as an input, when the model gets it
             if kind.ones:  # backward() makes its first gradient like the loss
                 self._loss = self._sources(args[0]), self._spec(args[0])
-        results = list(_operands(out))
-        self._time += 1
-        if owner == _OPEN and kind.copies:
-            passed = self._copied(kind.name, call, *read[::-1])
-            for tensor in results:
-                self._wrote(tensor, passed[0] if passed else _NOWHERE)
-            return
-        sources = [self._sources(tensor) for tensor in read]
-        if owner == _OPEN and any(sources):
-            made = self._spec(results[0]) if len(results) == 1 else None
-            owner = self._add(_Node("op", kind.name, None if call == OUTSIDE else call, output=made))
-        if owner != _OPEN:
-            for found, tensor in zip(sources, read, strict=True):
-                self._read(owner, found, tensor)
-        results += _operands([args[p] if isinstance(p, int) else kwargs[p] for p in kind.writes(args, kwargs)])
-        for tensor in results:
-            self._wrote(tensor, _NOWHERE if owner == _OPEN else owner)
-
-    def _copied(self, name: str, call: int, given: torch.Tensor, into: torch.Tensor | None = None) -> list[int]:
-        """Data passes through a copy; one into a part of something joins the two."""
-        sources = self._sources(given)
-        if into is None or into.numel() * into.element_size() == sum(s.nbytes() for s in storages(into)):
-            return sources
-        before = self._sources(into)
-        if not before or not sources or before == sources:
-            return sources or before
-        node = self._add(_Node("op", name, None if call == OUTSIDE else call))
-        self._read(node, before, into)
-        self._read(node, sources, given)
-        return [node]
+        sources = [source for tensor in read for source in self._sources(tensor)]
+        made = kind.writes(args, kwargs, out)
+        if not sources:
+            node = _NOWHERE
+        elif kind.copies and len(sources) == 1:
+            node = sources[0][0]
+        else:
+            spec = self._spec(made[0]) if len(made) == 1 else None
+            node = self._add(_Node("op", kind.name, None if call == OUTSIDE else call, output=spec))
+            self._read(node, sources)
+        for tensor in made:
+            self._wrote(tensor, node)
 
     def backward_begins(self) -> None:
         """What ran before is the dataflow."""
         self.until, self.cut = len(self._calls.made), self._calls.depth > 0
         if self._loss is not None and not self.cut:
             sources, loss = self._loss
-            if any(self._nodes[source].kind != "output" for source in sources):
-                node = self._nodes[self._add(_Node("output", "loss"))]
-                node.inputs |= dict.fromkeys([(source, loss) for source in sources])
+            if any(self._nodes[source].kind != "output" for source, _ in sources):
+                self._read(self._add(_Node("output", "loss")), [(source, loss) for source, _ in sources])
         self.end()
 
     def ended_early(self, calls: Calls) -> bool:
@@ -225,54 +234,123 @@ class Flow:
 
     def _add(self, node: _Node) -> int:
         if len(self._nodes) == MOST_NODES:
-            raise TooManyNodes
+            raise TooLarge
         self._nodes.append(node)
         return len(self._nodes) - 1
 
     def _know(self, table: dict[int, _Origin], what: Any, key: int, node: int) -> _Origin:
         known = table.get(key)
         if known is None:
-            known = table[key] = _Origin(what, lambda gone: table.pop(key) if table.get(key) is gone else None)
-        known.key, known.node, known.time, known.held = key, node, self._time, None
+            known = table[key] = _Origin(what, self._forget_storage if table is self._storages else self._forget_view)
+        known.key, known.node, known.time, known.parts = key, node, self._time, []
         return known
 
-    def _sources(self, tensor: torch.Tensor) -> list[int]:
-        """The nodes that a tensor comes from: one, or none, but for a tensor of several storages."""
+    def _forget_storage(self, gone: _Origin) -> None:
+        if self._storages.get(gone.key) is gone:
+            del self._storages[gone.key]
+
+    def _forget_view(self, gone: _Origin) -> None:
+        if self._views.get(gone.key) is gone:
+            del self._views[gone.key]
+
+    def _is_of(self, node: int, tensor: torch.Tensor) -> bool:
+        """Whether nothing but this node has written it, as most of what a module reads."""
+        if id(tensor) in self._views:
+            return False
+        known = [self._storages.get(storage._cdata) for storage in storages(tensor)]
+        return all(origin is not None and origin.node == node and not origin.parts for origin in known)
+
+    def _sources(self, tensor: torch.Tensor) -> list[tuple[int, int | None]]:
+        """The nodes that a tensor comes from, each with the shape in which it is there. Of most tensors it is one."""
         view = self._views.get(id(tensor)) if self._views else None
-        found: list[int] = []
+        found: dict[int, int | None] = {}
         for storage in storages(tensor):
             known = self._storages.get(storage._cdata)
-            if known is None:  # from before the step
+            if known is None:
+                if view is not None:
+                    found.setdefault(view.node, self._spec(tensor))
+                    continue
                 known = self._know(self._storages, storage, storage._cdata, self._add(_Node("input")))
-            if view is not None and view.time >= known.time:
-                known = view
-            if known.held is not None:
-                slot, name = known.held
-                known.node, known.held = self._add(_Node("parameter", name, module=slot)), None
-            if known.node != _NOWHERE and known.node not in found:
-                found.append(known.node)
-        return found
+                known.time = _BEFORE
+            whole = known if view is None or view.time < known.time else view
+            for writer, spec in self._writers(tensor, known.parts, whole) if known.parts else ((whole, None),):
+                if writer.node < _HELD:
+                    slot, name = self._held[_HELD - 1 - writer.node]
+                    writer.node = self._add(_Node("parameter", name, module=slot))
+                if writer.node != _NOWHERE and writer.node not in found:
+                    found[writer.node] = self._spec(tensor) if spec is None else spec
+        return list(found.items())
 
-    def _read(self, node: int, sources: Iterable[int], tensor: torch.Tensor) -> None:
+    def _writers(
+        self, tensor: torch.Tensor, parts: list[_Part], whole: _Origin
+    ) -> list[tuple[_Origin | _Part, int | None]]:
+        """Who wrote what a tensor reads, in order, and the shape of the parts that are smaller than it.
+
+        ``whole`` is not among them if the parts that were written since are known to leave nothing of it; that is
+        not known of parts that overlap in part.
+        """
+        if type(tensor) not in PLAIN:  # a wrapper has no bytes of its own
+            return [(whole, None), *[(part, part.spec) for part in parts]]
+        read = extent(tensor)
+        left = read.bytes
+        found: list[tuple[_Origin | _Part, int | None]] = []
+        seen: list[Extent] = []
+        for part in reversed(parts):
+            if left <= 0 or part.time <= whole.time:
+                break
+            if not overlap(part.extent, read):
+                continue
+            if within(read, part.extent):
+                left = 0
+                found.append((part, None))
+            else:
+                if within(part.extent, read) and not any(overlap(part.extent, later) for later in seen):
+                    left -= part.extent.bytes
+                seen.append(part.extent)
+                found.append((part, part.spec))
+        if left > 0:
+            found.append((whole, None))
+        return found[::-1]
+
+    def _read(self, node: int, sources: Iterable[tuple[int, int | None]]) -> None:
         made = self._nodes[node]
-        for source in sources:
-            if source != node:
+        for source, spec in sources:
+            if source != node and source >= 0:
                 # a module reads what it was given in the shape in which it was given
                 given = self._given.get(source) if made.kind == "module" else None
-                for spec in given or [self._spec(tensor)]:
-                    made.inputs[source, spec] = None
+                for one in given or (spec,):
+                    made.inputs[source, one] = None
+                    self._edges += 1
+        if self._edges > MOST_EDGES:
+            raise TooLarge
 
     def _wrote(self, tensor: torch.Tensor, node: int) -> None:
         for storage in storages(tensor):
             known = self._storages.get(storage._cdata)
-            if known is None:
+            if known is not None and node >= 0:
+                if known.node == node and not known.parts:
+                    continue
+                if self._nodes[node].kind == "module" and self._holds(known.node):
+                    continue
+            if not _is_part(tensor, storage):
                 self._know(self._storages, storage, storage._cdata, node)
-            elif not (node != _NOWHERE and self._nodes[node].kind == "module" and self._is_held(known)):
-                known.node, known.time, known.held = node, self._time, None
+                continue
+            if known is None:  # the other parts are from before the step, or other parameters
+                rest = _NOWHERE if node < _HELD else self._add(_Node("input"))
+                known = self._know(self._storages, storage, storage._cdata, rest)
+                known.time = _BEFORE
+            written = extent(tensor)
+            known.parts = [part for part in known.parts if not within(part.extent, written)]
+            known.parts.append(_Part(node, self._time, written, self._spec(tensor)))
+            if len(known.parts) > MOST_PARTS:
+                self.joined = True
+                join = self._add(_Node("op", "join"))
+                self._read(join, [(known.node, None), *[(part.node, part.spec) for part in known.parts]])
+                self._know(self._storages, storage, storage._cdata, join)
 
-    def _is_held(self, known: _Origin) -> bool:
+    def _holds(self, node: int) -> bool:
         """A layer's own statistics, which it updates for later steps."""
-        return known.held is not None or (known.node != _NOWHERE and self._nodes[known.node].kind == "parameter")
+        return node < _HELD or (node != _NOWHERE and self._nodes[node].kind == "parameter")
 
     def _spec(self, tensor: torch.Tensor) -> int | None:
         spec = describe(tensor)
@@ -331,13 +409,18 @@ class _Kind:
         self.func = func  # kept, so that its id remains its own
         schema = getattr(func, "_schema", None)
         arguments = [] if schema is None else schema.arguments
+        name = str(func) if schema is None else schema.name.partition("::")[2]
         self._writes = [
             argument.name if argument.kwarg_only else place
             for place, argument in enumerate(arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
+        self._overwrites = frozenset(
+            argument.name if argument.kwarg_only else place
+            for place, argument in enumerate(arguments)
+            if argument.is_out or (place == 0 and name in _OVERWRITE)
+        )
         returns = [] if schema is None else schema.returns
-        name = str(func) if schema is None else schema.name.partition("::")[2]
         self.name = _NAMES.get(name) or name.removeprefix("_").removeprefix("native_").removesuffix("_forward")
         if "scaled_dot_product" in name:
             self.name = "sdpa"
@@ -353,9 +436,22 @@ class _Kind:
             or (schema is not None and not any("Tensor" in str(argument.type) for argument in arguments))
         )
 
-    def writes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int | str]:
-        """What it writes to, of what it was called with."""
-        return [p for p in self._writes if (p < len(args) if isinstance(p, int) else p in kwargs)]
+    def reads(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors whose values it uses."""
+        if self.makes:
+            return []
+        if self._overwrites:
+            args = tuple([value for place, value in enumerate(args) if place not in self._overwrites])
+            kwargs = {name: value for name, value in kwargs.items() if name not in self._overwrites}
+        return _operands((*args, *kwargs.values()) if kwargs else args)
+
+    def writes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> list[torch.Tensor]:
+        """The tensors that it has made or written to, each once."""
+        made = [out] if isinstance(out, torch.Tensor) else _operands((out,))
+        if self._writes:
+            written = [args[p] if isinstance(p, int) else kwargs[p] for p in self._writes if _given(p, args, kwargs)]
+            made += [tensor for tensor in _operands(written) if all(tensor is not other for other in made)]
+        return made
 
 
 _NAMES = {
@@ -369,18 +465,30 @@ _NAMES = {
 }
 
 
-def _operands(values: Any) -> Iterator[torch.Tensor]:
+_OVERWRITE = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "exponential_"}
+"""Of what they write to they read nothing."""
+
+
+def _given(place: int | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    return place < len(args) if isinstance(place, int) else place in kwargs
+
+
+def _operands(values: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors among the arguments or results of an operation."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, Mapping):
-        yield from _operands(values.values())
-    elif isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                yield value
-            elif isinstance(value, (list, tuple, dict)):
-                yield from _operands(value)
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _operands(value)
+        elif isinstance(value, Mapping):
+            found += _operands(value.values())
+    return found
+
+
+def _is_part(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
+    """Whether other tensors may be in the same storage; of wrappers and sparse tensors it is not asked."""
+    return type(tensor) in PLAIN and tensor.numel() * tensor.element_size() != storage.nbytes()
 
 
 def _named(value: Any, kind: str) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:

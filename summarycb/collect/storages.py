@@ -10,12 +10,12 @@ import torch
 from summarycb.collect.inputs import attributes_of, iter_tensors
 from summarycb.collect.modules import Structure, TensorBytes
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
     """The storages behind a tensor: one, or those of the parts of a sparse, nested, sharded or wrapped one."""
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN:
         try:
             return (tensor.untyped_storage(),)
         except NotImplementedError:  # sparse or opaque, or within torch.func a wrapper around the tensor
