@@ -109,6 +109,44 @@ def test_branches_are_drawn_once_with_what_they_read_and_give() -> None:
     ]  # fmt: skip
 
 
+class Recurrent(nn.Module):
+    """The states of all steps are joined, by a stack or in the slices of one tensor; or of the first three alone."""
+
+    def __init__(self, joined: str) -> None:
+        super().__init__()
+        self.cell, self.head, self.joined = nn.GRUCell(4, 4), nn.Linear(4, 2), joined
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, states, slices = x[:, 0], [], torch.empty(2, 5, 4)
+        for step in range(5):
+            state = self.cell(x[:, step], state)
+            states.append(state)
+            slices[:, step] = state
+        last = len(states) if self.joined == "stack" else 3
+        return self.head(slices if self.joined == "slices" else torch.stack(states[:last], 1))
+
+
+def test_the_states_of_all_steps_are_read_by_what_joins_them() -> None:
+    """Five steps are one node that gives five tensors; were it three of the five, they would all be drawn."""
+
+    def edges(joined: str) -> list[tuple[str, str, str]]:
+        graph = contract(observed(Recurrent(joined), torch.rand(2, 5, 4)))
+        labels = [node.label for node in graph.nodes]
+        return [(labels[edge.source], labels[edge.target], edge.tensor) for edge in graph.edges][:3]
+
+    given = ("input", "cell", "[2, 4] float32")
+    assert edges("stack") == [
+        given, ("cell", "stack", "5 × [2, 4] float32"), ("stack", "head", "[2, 5, 4] float32")
+    ]  # fmt: skip
+    assert edges("slices") == [
+        given, ("cell", "head", "5 × [2, 4] float32"), ("head", "output", "[2, 5, 2] float32")
+    ]  # fmt: skip
+    assert edges("three") == [
+        ("input", "cell #1", "[2, 4] float32"), ("input", "cell #2", "[2, 4] float32"),
+        ("cell #1", "cell #2", "[2, 4] float32"),
+    ]  # fmt: skip
+
+
 def test_what_is_not_wired_alike_is_drawn_apart() -> None:
     """Were the three drawn as one, what skips the second would not be seen."""
     assert lines(observed(Dense(3), torch.rand(2, 4)), 1, fold=True) == [

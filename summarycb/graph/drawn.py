@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from summarycb.dataflow import FlowKind
@@ -33,7 +33,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What flows from one node to another: the tensors' shapes and dtypes as text."""
+    """What flows from one node to another: the tensors' shapes and dtypes as text, and how many each target reads."""
 
     source: int
     target: int
@@ -69,9 +69,11 @@ def drawn(contracted: Contracted, folded: Folded) -> Graph:
     names = labels.apart({first: names for first, names in spans.items() if units[first].is_call})
     flows: dict[Pair, Tensors] = {}
     several: set[Pair] = set()  # in which more than one tensor flows at a time
+    read: dict[Pair, Counter[int]] = defaultdict(Counter)  # by each target that is drawn as one, of how many sources
     for (source, target), tensors in contracted.edges.items():
         if (pair := folded.pair(source, target)) is not None:
             flows.setdefault(pair, {}).update(tensors)
+            read[pair][target] += 1
             if len(tensors) > 1:
                 several.add(pair)
     readers: dict[int, set[int]] = defaultdict(set)  # of what was there before the step, of each copy its own
@@ -87,7 +89,12 @@ def drawn(contracted: Contracted, folded: Folded) -> Graph:
         nodes=tuple(
             [_node(place[first], units[first], len(found), names.get(first)) for first, found in copies.items()]
         ),
-        edges=tuple([Edge(place[a], place[b], _text(list(flows[a, b]), (a, b) not in several)) for a, b in flows]),
+        edges=tuple(
+            [
+                Edge(place[a], place[b], _times(read[a, b]) + _text(list(flows[a, b]), (a, b) not in several))
+                for a, b in flows
+            ]
+        ),
         groups=tuple(groups),
     )
 
@@ -99,6 +106,11 @@ def _node(id: int, unit: Unit, times: int, name: str | None) -> Node:
     if unit.module is None or not unit.is_call:
         return Node(id, clean(unit.name) or "tensor", unit.kind, None, "", times)
     return Node(id, clean(name or unit.module.type_name), "module", unit.path, clean(unit.module.type_name), times)
+
+
+def _times(read: Mapping[int, int]) -> str:
+    fewest, most = min(read.values()), max(read.values())
+    return "" if most == 1 else f"{most} × " if fewest == most else f"{fewest}-{most} × "
 
 
 def _text(tensors: Sequence[TensorSpec | None], one: bool) -> str:
