@@ -294,6 +294,25 @@ def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: py
     assert refused(whole[:start] + bomb + "</script>") == "the summary in it is over the bound of 50,000 bytes"
 
 
+def test_a_page_that_is_cut_short_says_so(tmp_path: Path) -> None:
+    """Wherever it is cut; what is cut only after the summary has all of it, by its checksum, and is loaded."""
+    page = tmp_path / "page.html"
+    whole = hostile().to_html().encode()
+    start = whole.index(b'<script type="application')
+    end = whole.index(b"</script>", start) + len(b"</script>")
+    within_a_character = whole.index("·".encode()) + 1
+    for size in (0, 1, 100, within_a_character, len(whole) // 3, start, start + 9, start + 90, end - 10, end - 1):
+        page.write_bytes(whole[:size])
+        with pytest.raises(SummaryError) as caught:
+            summarycb.load(page)
+        assert str(caught.value) == (
+            f"{page}: the page is cut short: it ends before the summary that a page of summarycb holds"
+        )
+    for size in (end, end + 1, len(whole) - 1):
+        page.write_bytes(whole[:size])
+        assert summarycb.load(page) == hostile()
+
+
 def test_a_page_of_gpt2_is_at_most_150_kilobytes() -> None:
     """Twelve layers at their real size, and all of a step: its dataflow, and its memory forward and backward."""
     with torch.device("meta"):
