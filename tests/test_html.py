@@ -166,7 +166,11 @@ def test_without_the_extra_the_edges_are_a_list(monkeypatch: pytest.MonkeyPatch)
 def test_memory_through_the_step_is_stacked_to_its_peak() -> None:
     page = parse(SUMMARY.to_html())
     drawing = page.all("svg", "memory")[0]
-    assert json.loads(drawing.attributes["data-stretches"] or "") == ["340 B · forward · head", "512 B · backward · fc"]
+    assert json.loads(drawing.attributes["data-stretches"] or "") == {
+        "phases": ["forward", "backward"],
+        "modules": ["head", "fc"],
+        "moments": [["340 B", 0, 0], ["512 B", 1, 1]],
+    }
     # from the top down, over 1000 units for 512 x 1.06 bytes. First 80 + 28 + 160 + 16 + 32 + 24 = 340, then 512
     top = 512 * 1.06
     heights = {  # of each kind and all that are below it, in both moments

@@ -152,12 +152,11 @@ def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> st
     if times > 1:
         parts.append(f'<rect x="{left + 4:.0f}" y="{top + 4:.0f}" {box}')
     parts.append(f'<rect x="{left:.0f}" y="{top:.0f}" {box}')
-    parts.append(f'<text x="{x:.0f}" y="{y - 3 if detail else y + 4:.0f}">{escape(name)}')
-    if many:
-        parts.append(f' <tspan class="times">{many}</tspan>')
+    many = f' <tspan class="times">{many}</tspan>' if many else ""
+    parts.append(f'<text x="{x:.0f}" y="{y - 3 if detail else y + 4:.0f}">{escape(name)}{many}</text>')
     if detail:
-        parts.append(f' <tspan class="dim" x="{x:.0f}" dy="15">{escape(detail)}</tspan>')
-    return "".join([*parts, "</text></g>"])
+        parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(detail)}</text>')
+    return "".join([*parts, "</g>"])
 
 
 def _edge(edge: Edge, graph: Graph, placed: Layout) -> str:
