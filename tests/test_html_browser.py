@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from torch import nn
 
-from tests.pages import EVIL, hostile, residual
+from tests.pages import EVIL, hostile, residual, step
 
 SECONDS = 60
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -480,6 +482,31 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Browser, page: str
     browser.open(page)
     assert browser.run("return document.documentElement.scrollWidth") <= 360
     assert browser.find("#r3 > .row bdi").is_displayed()
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList(nn.Sequential(nn.Linear(4, 4 + i), nn.ReLU()) for i in range(9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([way(x) for way in self.ways], 1)
+
+
+def test_on_a_narrow_screen_a_drawing_starts_where_the_flow_does(browser: Browser) -> None:
+    """Nine ways are far wider than the screen, and the input is above the middle one."""
+    browser.emulate("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
+    browser.open(step(Wide(), torch.rand(2, 4)).to_html())
+    for depth in (0, 1):
+        browser.find(f"label[for=g{depth}]").click()
+        assert browser.run("return arguments[0].scrollWidth", browser.find(f".g{depth}")) > 2 * 390
+        # the observer of sizes is told before the second frame after the change
+        browser.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        place = browser.find(f".g{depth} .input").rect
+        assert 0 < place["x"] < place["x"] + place["width"] < 390
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    theme = browser.find("#theme").rect
+    assert theme["x"] + theme["width"] <= 390
 
 
 def test_it_is_read_without_a_script(browser: Browser, page: str) -> None:

@@ -32,12 +32,12 @@ font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px;color:v
 @media(prefers-color-scheme:dark){.dataflow{--graph-ink:#e6edf3;--graph-dim:#9198a1;--graph-line:#768390;\
 --graph-card:#1c2128;--graph-edge:#545d68;--graph-accent:#6cb0f5;--graph-band:#6cb0f514;--graph-page:#0d1117}}
 .dataflow text{fill:var(--graph-ink);stroke:none}
-.dataflow .dim,.dataflow .shapes text{fill:var(--graph-dim);font-size:10px;font-weight:400}
+.dataflow .dim,.dataflow .shapes text{fill:var(--graph-dim);font-size:10px}
 .dataflow .shapes text,.dataflow .band text{paint-order:stroke;stroke:var(--graph-page);stroke-width:2.5px}
 .dataflow .edges{stroke:var(--graph-line)}
 .dataflow .node rect{fill:var(--graph-card);stroke:var(--graph-edge)}
 .dataflow .module rect{stroke:var(--graph-accent)}
-.dataflow .module text{font-weight:600}
+.dataflow .module text:not(.dim){font-weight:600}
 .dataflow .op text{font-size:11px}
 .dataflow .input rect,.dataflow .output rect{fill:var(--graph-ink);stroke:none}
 .dataflow .input text,.dataflow .output text{fill:var(--graph-card);font-size:11px}
