@@ -181,7 +181,8 @@ def test_the_tab_key_comes_to_each_part_of_the_page_once(browser: Browser, page:
     browser.open(page)
     ring = (
         "const at = arguments[0], box = at.matches('.icicle a, .node');"
-        "const style = getComputedStyle(box ? at.querySelector('rect') : at.matches('.switch input') ? at.nextElementSibling : at);"
+        "const seen = box ? at.querySelector('rect') : at.matches('.switch input') ? at.nextElementSibling : at;"
+        "const style = getComputedStyle(seen);"
         "const width = box ? style.strokeWidth : style.outlineStyle === 'none' ? '0' : style.outlineWidth;"
         "return [parseFloat(width), ...(box ? style.stroke : style.outlineColor).match(/[0-9.]+/g).map(Number)]"
     )
@@ -191,7 +192,9 @@ def test_the_tab_key_comes_to_each_part_of_the_page_once(browser: Browser, page:
         width, *colour = browser.run(ring, at)
         assert width >= 2, name
         # the ground is #fff or #151a21
-        assert (contrast(colour[:3], (255, 255, 255)) if theme == "light" else contrast(colour[:3], (21, 26, 33))) >= 3, name
+        assert (
+            contrast(colour[:3], (255, 255, 255)) if theme == "light" else contrast(colour[:3], (21, 26, 33))
+        ) >= 3, name
         found.append((at.aria_role, name.split(" [")[0]))
     assert found == [
         *[("link", name) for name in ("Residual", "Modules", "Dataflow", "Memory", "Parameters", "Notes")],
@@ -286,7 +289,7 @@ def test_the_stop_of_the_tree_is_never_hidden(browser: Browser, page: str) -> No
 
 
 def test_the_keyboard_walks_the_icicle(browser: Browser, page: str) -> None:
-    """Down to what is in a box, up to what it is in, sideways on its level; Enter zooms and selects, Escape goes back."""
+    """Down to what is in a box, up to what it is in, sideways on its level; Enter zooms, Escape goes back."""
     browser.open(page)
     browser.run("arguments[0].focus()", browser.find(".m0 .icicle a"))
 
@@ -314,7 +317,7 @@ def test_the_keyboard_walks_the_icicle(browser: Browser, page: str) -> None:
 
 
 def test_the_keyboard_walks_the_dataflow(browser: Browser, page: str) -> None:
-    """In the order in which the modules ran; Enter or Space chooses as a click does, and what has the focus is in sight."""
+    """In the order in which the modules ran, always in sight; Enter or Space chooses as a click does."""
     browser.open(page)
     browser.run("arguments[0].focus()", browser.find(".g1 [data-path]"))
 
@@ -322,7 +325,10 @@ def test_the_keyboard_walks_the_dataflow(browser: Browser, page: str) -> None:
         for key in keys:
             browser.driver.switch_to.active_element.send_keys(key)
         at = browser.driver.switch_to.active_element
-        inside = "const [a, b] = [...arguments].map(one => one.getBoundingClientRect()); return a.top >= b.top && a.bottom <= b.bottom"
+        inside = (
+            "const [a, b] = [...arguments].map(one => one.getBoundingClientRect());"
+            "return a.top >= b.top && a.bottom <= b.bottom"
+        )
         assert browser.run(inside, at, browser.find(".g1"))
         return at.get_attribute("data-path")
 

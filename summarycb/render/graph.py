@@ -99,7 +99,8 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
     return "".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="dataflow" viewBox="{view}" width="{width:.0f}" '
-            f'height="{height:.0f}" role="group" font-size="12" text-anchor="middle" fill="none" stroke="currentColor">',
+            f'height="{height:.0f}" role="group" font-size="12" text-anchor="middle" fill="none" '
+            'stroke="currentColor">',
             "<title>The dataflow of the step</title>",
             f"<desc>From top to bottom: {len(graph.nodes):,} nodes, {len(graph.edges):,} edges</desc>",
             f"<style>{STYLE}</style>" if style else "",
@@ -107,10 +108,7 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
             '<g class="edges">',
             *[_edge(edge, graph, placed) for edge in graph.edges],
             '</g><g class="shapes" text-anchor="start">',
-            *[
-                f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>'
-                for x, y, text in _shapes(graph, placed, sizes)
-            ],
+            *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in _shapes(graph, placed, sizes)],
             "</g>",
             *[_node(node, placed.centres[node.id], sizes[node.id], times[node.id]) for node in graph.nodes],
             "</svg>\n",
@@ -324,4 +322,7 @@ def _shortened(text: str, path: bool = False) -> str:
     """Of a path the end is kept, which tells it from its neighbours."""
     if len(text) <= _MOST_CHARACTERS:
         return text
-    return f"…{text[1 - _MOST_CHARACTERS :]}" if path else f"{text[: _MOST_CHARACTERS - 1]}…"
+    if path:
+        end = text[1 - _MOST_CHARACTERS :]
+        return f"…{end[end.find('.') + 1 :]}"
+    return f"{text[: _MOST_CHARACTERS - 1]}…"

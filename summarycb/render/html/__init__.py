@@ -184,7 +184,7 @@ def _widths(columns: Sequence[Column], lines: Sequence[Row]) -> str:
 
 
 def _switch(kind: str, count: int) -> Iterator[str]:
-    """Of elements of the classes ``m0``, ``m1`` ... those are shown whose radio button, with it as its id, is chosen."""
+    """Of elements of the classes ``m0``, ``m1`` ... those are shown whose radio button, with that id, is chosen."""
     for chosen in range(count):
         others = ",".join([f".{kind}{other}" for other in range(count) if other != chosen])
         if others:

@@ -43,6 +43,7 @@
     const title = document.createElement("h3"), body = bodies.get(row);
     title.textContent = named(row);
     panel.replaceChildren(title, ...(body ? [body.querySelector("dl").cloneNode(true)] : []));
+    for (const facts of panel.querySelectorAll("dd")) facts.textContent = facts.textContent.replaceAll(" · ", "\n");
     if (body?.parentElement === row) {  // within a table all is in rows and cells
       const line = document.createElement("div"), cell = line.appendChild(document.createElement("div"));
       mark(line, { class: "about", role: "row" });
