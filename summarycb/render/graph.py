@@ -43,7 +43,8 @@ font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px;color:v
 .dataflow .input text,.dataflow .output text{fill:var(--graph-card);font-size:11px}
 .dataflow .parameter rect{stroke-dasharray:3 2}
 .dataflow .parameter text{fill:var(--graph-dim);font-size:10.5px}
-.dataflow text.times,.dataflow .times{fill:var(--graph-accent);font-weight:600;font-size:11px}
+.dataflow .node .times,.dataflow .band .times{fill:var(--graph-accent);font-weight:600;font-size:11px}
+.dataflow .input .times,.dataflow .output .times{fill:inherit}
 .dataflow .band rect{fill:var(--graph-band);stroke:var(--graph-accent);stroke-dasharray:2 3}
 """
 

@@ -176,7 +176,7 @@
   });
 
   // the icicles: a click zooms, and selects the row; a click on what is zoomed to, or Escape, goes back
-  const shown = new ResizeObserver((entries) => { for (const entry of entries) if (entry.contentRect.width) atSize.get(entry.target)(); });
+  const sizes = new ResizeObserver((entries) => { for (const entry of entries) if (entry.contentRect.width) atSize.get(entry.target)(); });
   const atSize = new Map();
   for (const drawing of document.querySelectorAll(".icicle")) {
     const boxes = [...drawing.querySelectorAll("a")].map((link) => {
@@ -230,7 +230,7 @@
       return to ? to.link : pressed(link, key);
     });
     atSize.set(drawing, () => boxes.forEach(fit));
-    shown.observe(drawing);
+    sizes.observe(drawing);
   }
 
   // the dataflow: a node selects its module's row; the arrow keys follow the order in which they ran
@@ -247,12 +247,12 @@
       return to === undefined ? pressed(node, key) : inside[to];
     });
     atSize.set(graph, () => {
-      shown.unobserve(graph);
+      sizes.unobserve(graph);
       const start = (graph.querySelector(".input") ?? graph.querySelector(".node")).getBoundingClientRect();
       const view = graph.getBoundingClientRect();
       graph.scrollLeft += start.left + start.width / 2 - view.left - view.width / 2;
     });
-    shown.observe(graph);
+    sizes.observe(graph);
   }
 
   // what was alive where the pointer is, or the arrow keys
