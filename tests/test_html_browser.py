@@ -275,6 +275,9 @@ def test_what_a_screen_reader_is_told(browser: Browser, page: str) -> None:
     assert edges[:2] == ["input → tokens: [2, 5] int64", "tokens → 0-11.norm: [2, 5, 8] float32"]
     browser.find("#r3 > .row").click()
     assert spoken(browser, "row")[4][1] == {"expanded": True, "level": 3, "selected": True}
+    # said of those that open, for browsers that would not tell it of a row
+    said = [browser.find(f"#r{row} > .row").get_dom_attribute("aria-expanded") for row in (0, 1, 3, 8)]
+    assert said == ["true", None, "true", "false"]
     assert ("dark theme", {"pressed": "false"}) in spoken(browser, "button")
     browser.find("#theme").click()
     assert ("dark theme", {"pressed": "true"}) in spoken(browser, "button")
