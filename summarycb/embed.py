@@ -28,6 +28,8 @@ def embed(json: str) -> str:
 def extract(page: str, most_bytes: int) -> str:
     """The JSON that :func:`embed` put into ``page``. Raises :class:`SummaryError` where there is none that it wrote."""
     found = _EMBEDDED.search(page)
+    if found is None and not page.rstrip().endswith("</html>"):
+        raise SummaryError("the page is cut short: it ends before the summary that a page of summarycb holds")
     if found is None:
         raise SummaryError("not a page that summarycb wrote: it holds no summary")
     try:

@@ -101,11 +101,12 @@ def read(path: str | Path) -> ModelSummary:
         raise SummaryError(f"{source}: not a regular file")
     if len(content) > MAX_BYTES:
         raise SummaryError(f"{source}: over the bound of {MAX_BYTES:,} bytes for a model summary")
-    try:
-        text = content.decode("utf-8")
+    page = source.suffix.lower() in (".html", ".htm")
+    try:  # a page that is cut short may end within a character; the summary in it is ASCII
+        text = content.decode("utf-8", "replace" if page else "strict")
     except UnicodeDecodeError:
         raise SummaryError(f"{source}: not a text file; a model summary is JSON in UTF-8, never a pickle") from None
-    if source.suffix.lower() in (".html", ".htm"):
+    if page:
         try:
             text = extract(text, MAX_BYTES)
         except SummaryError as error:

@@ -1,7 +1,7 @@
 """A graph of the dataflow as SVG, DOT and Mermaid. Must not import torch.
 
-The SVG has no script and refers to nothing. What is in :data:`STYLE` gives it its colours; without it, as where a page
-has a style of its own for the classes, it is drawn in ``currentColor``.
+The SVG has no script and refers to nothing. What is in :data:`STYLE` gives it its colours; a page that holds several
+has it once.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ STYLE = """\
 font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px;color:var(--graph-ink)}
 @media(prefers-color-scheme:dark){.dataflow{--graph-ink:#e6edf3;--graph-dim:#9198a1;--graph-line:#768390;\
 --graph-card:#1c2128;--graph-edge:#545d68;--graph-accent:#6cb0f5;--graph-band:#6cb0f514;--graph-page:#0d1117}}
-.dataflow text{fill:var(--graph-ink);text-anchor:middle}
-.dataflow .dim{fill:var(--graph-dim);font-size:10px}
-.dataflow .shape{text-anchor:start;paint-order:stroke;stroke:var(--graph-page);stroke-width:2.5px}
-.dataflow .edge{stroke:var(--graph-line)}
+.dataflow text{fill:var(--graph-ink);stroke:none}
+.dataflow .dim,.dataflow .shapes text{fill:var(--graph-dim);font-size:10px}
+.dataflow .shapes text,.dataflow .band text{paint-order:stroke;stroke:var(--graph-page);stroke-width:2.5px}
+.dataflow .edges{stroke:var(--graph-line)}
 .dataflow .node rect{fill:var(--graph-card);stroke:var(--graph-edge)}
 .dataflow .module rect{stroke:var(--graph-accent)}
-.dataflow .module .name{font-weight:600}
-.dataflow .op rect,.dataflow .op .name{font-size:11px}
+.dataflow .module text:not(.dim){font-weight:600}
+.dataflow .op text{font-size:11px}
 .dataflow .input rect,.dataflow .output rect{fill:var(--graph-ink);stroke:none}
-.dataflow .input .name,.dataflow .output .name{fill:var(--graph-card);font-size:11px}
+.dataflow .input text,.dataflow .output text{fill:var(--graph-card);font-size:11px}
 .dataflow .parameter rect{stroke-dasharray:3 2}
-.dataflow .parameter .name{fill:var(--graph-dim);font-size:10.5px}
-.dataflow .times{fill:var(--graph-accent);font-weight:600;font-size:11px}
+.dataflow .parameter text{fill:var(--graph-dim);font-size:10.5px}
+.dataflow .node .times,.dataflow .band .times{fill:var(--graph-accent);font-weight:600;font-size:11px}
+.dataflow .input .times,.dataflow .output .times{fill:inherit}
 .dataflow .band rect{fill:var(--graph-band);stroke:var(--graph-accent);stroke-dasharray:2 3}
 """
 
@@ -99,17 +100,16 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
     return "".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="dataflow" viewBox="{view}" width="{width:.0f}" '
-            f'height="{height:.0f}" role="img" font-size="12" text-anchor="middle">',
+            f'height="{height:.0f}" role="group" font-size="12" text-anchor="middle" fill="none" '
+            'stroke="currentColor">',
             "<title>The dataflow of the step</title>",
+            f"<desc>From top to bottom: {len(graph.nodes):,} nodes, {len(graph.edges):,} edges</desc>",
             f"<style>{STYLE}</style>" if style else "",
             *[_band(group, box) for group, box in bands],
-            '<g fill="none" stroke="currentColor">',
+            '<g class="edges">',
             *[_edge(edge, graph, placed) for edge in graph.edges],
-            '</g><g class="dim" fill="currentColor">',
-            *[
-                f'<text class="dim shape" x="{x:.0f}" y="{y:.0f}" text-anchor="start">{escape(text)}</text>'
-                for x, y, text in _shapes(graph, placed, sizes)
-            ],
+            '</g><g class="shapes" text-anchor="start">',
+            *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in _shapes(graph, placed, sizes)],
             "</g>",
             *[_node(node, placed.centres[node.id], sizes[node.id], times[node.id]) for node in graph.nodes],
             "</svg>\n",
@@ -139,35 +139,38 @@ def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> st
     (x, y), (width, height) = centre, size
     left, top = x - width / 2, y - height / 2
     corner = 6 if node.kind == "module" else 3 if node.kind == "parameter" else height / 2
+    name, detail = _shortened(node.label, node.kind == "module"), _shortened(node.detail)
+    many = f"×{times:,}" if times > 1 else ""
     about = clean(node.path) if node.path is not None else node.label
     about = " ".join(filter(None, [about or node.label, node.detail, f"×{node.times:,}" if node.times > 1 else ""]))
     path = "" if node.path is None else f" data-path={quoteattr(clean(node.path))}"
-    box = f'width="{width:.0f}" height="{height:.0f}" rx="{corner:.0f}" fill="none" stroke="currentColor"/>'
-    parts = [f'<g class="node {node.kind}"{path}><title>{escape(about)}</title>']
+    parts = [f'<g class="node {node.kind}"{path}>']
+    if about != " ".join(filter(None, [name, detail, many])):
+        parts.append(f"<title>{escape(about)}</title>")
+    box = f'width="{width:.0f}" height="{height:.0f}" rx="{corner:.0f}"/>'
     if times > 1:
         parts.append(f'<rect x="{left + 4:.0f}" y="{top + 4:.0f}" {box}')
     parts.append(f'<rect x="{left:.0f}" y="{top:.0f}" {box}')
-    middle = y - 3 if node.detail else y + 4
-    many = f' <tspan class="times">×{times:,}</tspan>' if times > 1 else ""
-    parts.append(f'<text class="name" x="{x:.0f}" y="{middle:.0f}">{escape(_shortened(node.label))}{many}</text>')
-    if node.detail:
-        parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(_shortened(node.detail))}</text>')
+    many = f' <tspan class="times">{many}</tspan>' if many else ""
+    parts.append(f'<text x="{x:.0f}" y="{y - 3 if detail else y + 4:.0f}">{escape(name)}{many}</text>')
+    if detail:
+        parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(detail)}</text>')
     return "".join([*parts, "</g>"])
 
 
 def _edge(edge: Edge, graph: Graph, placed: Layout) -> str:
-    (x, y), *points = placed.curves[edge.source, edge.target]
-    path = [f"M{x:.0f} {y:.0f}"]
-    for (ax, ay), (bx, by), (cx, cy) in zip(points[::3], points[1::3], points[2::3], strict=True):
-        if ax == bx == cx == x:
-            if path[-1].startswith("V"):
-                path.pop()
-            path.append(f"V{cy:.0f}")
-        else:
-            path.append(f"C{ax:.0f} {ay:.0f} {bx:.0f} {by:.0f} {cx:.0f} {cy:.0f}")
-        x = cx
+    points = [(round(x), round(y)) for x, y in placed.curves[edge.source, edge.target]]
+    steps: list[str] = []
+    down = 0  # what follows straight below is one line
+    for (x, y), *curve in zip(points[::3], points[1::3], points[2::3], points[3::3], strict=False):
+        if all(to == x for to, _ in curve):
+            down += curve[-1][1] - y
+            continue
+        steps.append((f"v{down}" if down else "") + "c" + " ".join(f"{to - x} {at - y}" for to, at in curve))
+        down = 0
+    way = "".join(steps).replace(" -", "-") + (f"v{down}" if down else "")
     about = f"{graph.nodes[edge.source].label} → {graph.nodes[edge.target].label}: {edge.tensor}"
-    return f'<path class="edge" d="{"".join(path)}m-3-5l3 5l3-5"><title>{escape(about)}</title></path>'
+    return f'<path d="M{points[0][0]} {points[0][1]}{way}m-3-5 3 5 3-5"><title>{escape(about)}</title></path>'
 
 
 def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> Iterator[tuple[float, float, str]]:
@@ -224,8 +227,7 @@ def _band(group: Group, box: Box) -> str:
     left, top, right, bottom = box
     where = f'x="{left:.0f}" y="{top:.0f}" width="{right - left:.0f}" height="{bottom - top:.0f}" rx="10"'
     return (
-        f'<g class="band"><rect {where} fill="none" stroke="currentColor"/>'
-        f'<text class="times shape" text-anchor="start" x="{left + 8:.0f}" y="{top + 13:.0f}">'
+        f'<g class="band"><rect {where}/><text class="times" text-anchor="start" x="{left + 8:.0f}" y="{top + 13:.0f}">'
         f"{escape(_named(group))}</text></g>"
     )
 
@@ -317,5 +319,11 @@ def _times(node: Node, groups: Sequence[Group]) -> int:
     return node.times // prod(group.times for group in groups if node.id in group.nodes)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
+def _shortened(text: str, path: bool = False) -> str:
+    """Of a path the end is kept, which tells it from its neighbours."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    if path:
+        end = text[1 - _MOST_CHARACTERS :]
+        return f"…{end[end.find('.') + 1 :]}"
+    return f"{text[: _MOST_CHARACTERS - 1]}…"

@@ -60,10 +60,7 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
     flows = drawings(summary)
     style = (STYLE if flows else "") + _asset("style.css")
     style += f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
-    for kind, count in (("m", len(figures)), ("g", len(flows))):
-        style += "".join(
-            [f"body:has(#{kind}{i}:checked) .{kind}:not(.{kind}{i}){{display:none}}" for i in range(count)]
-        )
+    style += "".join([*_switch("m", len(figures)), *_switch("g", len(flows))])
     script = _asset("page.js")
     return _rendered(
         "page.html.j2",
@@ -184,6 +181,14 @@ def _widths(columns: Sequence[Column], lines: Sequence[Row]) -> str:
         longest = max([len(row.cells[place][1]) for row in lines] + [len(column.title)])
         widths.append(f"minmax(4rem,{min(longest, 21)}ch)" if column.justify == "left" else f"{longest + 1}ch")
     return " ".join([*widths, "9.5rem"])
+
+
+def _switch(kind: str, count: int) -> Iterator[str]:
+    """Of elements of the classes ``m0``, ``m1`` ... those are shown whose radio button, with that id, is chosen."""
+    for chosen in range(count):
+        others = ",".join([f".{kind}{other}" for other in range(count) if other != chosen])
+        if others:
+            yield f"body:has(#{kind}{chosen}:checked) :is({others}){{display:none}}"
 
 
 def _steps(lines: Sequence[Row], within: str = "") -> str:

@@ -34,12 +34,10 @@ class Box:
         return self.row.item.label + (f" ×{self.row.item.times}" if self.row.item.times > 1 else "")
 
     @property
-    def room(self) -> str:
-        """``"thin"`` where there is none for the label, ``"narrow"`` where there is none for the percentage."""
+    def room(self) -> int:
+        """For how much there is room: 0 for nothing, 1 for the label, 2 for the percentage too."""
         characters = self.width / _CHARACTER - 2
-        if characters < len(self.label):
-            return "thin"
-        return "narrow" if characters < len(f"{self.label} {self.percent} %") else ""
+        return sum([len(text) <= characters for text in (self.label, f"{self.label} {self.percent} %")])
 
 
 @dataclass(frozen=True, slots=True)

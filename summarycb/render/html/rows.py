@@ -11,6 +11,7 @@ from summarycb.columns import COLUMNS, Column
 from summarycb.fold import Item, path_of
 from summarycb.specs import ParameterSpec, spec_text
 from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary
+from summarycb.units import clean
 from summarycb.view import cell, values_of
 
 MOST_LEVELS = 100
@@ -51,7 +52,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the tree: ``cells`` are kinds and texts, and ``ends`` is how many nested elements end after it."""
+    """A line of the tree: ``cells`` are kinds and texts, and ``ends`` is how many nested elements end after it.
+
+    ``paths`` are those of its copies, and None where ``names`` below each path of the row around it say the same; the
+    label is the name where there are no ``names``.
+    """
 
     number: int
     level: int
@@ -59,7 +64,8 @@ class Row:
     path: str
     type_name: str
     same_as: str
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] | None
+    names: tuple[str, ...] | None
     cells: tuple[tuple[str, str], ...]
     values: tuple[int | None, ...]
     shares: tuple[Share, ...]
@@ -83,20 +89,25 @@ def rows(
     wholes = [metric.total(summary) for metric in metrics]
     colours = _colours(summary, roots, metrics)
     found: list[Row] = []
+    around: dict[int, Item] = {}  # by level, what was shown last
     stack = [(item, 0, "") for item in reversed(roots)]
     while stack:
         item, level, above = stack.pop()
         path = path_of(item, above)
         values = tuple([_most(values_of(summary, item, metric)) for metric in metrics])
+        shown = min(level, MOST_LEVELS)
+        paths, names = _paths(item, around.get(shown - 1))
+        around[shown] = item
         found.append(
             Row(
                 number=len(found),
-                level=min(level, MOST_LEVELS),
+                level=shown,
                 item=item,
                 path=path or item.label,
                 type_name=type_name(item),
                 same_as=_same_as(item),
-                paths=tuple([copy.path for copy in item.copies]),
+                paths=paths,
+                names=names,
                 cells=tuple([_cell(summary, item, column) for column in columns]),
                 values=values,
                 shares=tuple(map(_share, range(len(wholes)), values, wholes)),
@@ -107,6 +118,17 @@ def rows(
             stack.extend([(child, level + 1, path) for child in reversed(item.children)])
     after = [*[row.level for row in found[1:]], 0]
     return [replace(row, ends=max(0, row.level - below + 1)) for row, below in zip(found, after, strict=True)]
+
+
+def _paths(item: Item, around: Item | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """What a row says of the paths of its copies."""
+    paths = tuple([copy.path for copy in item.copies])
+    if around is None or not around.copies:
+        return paths, None
+    names = tuple([copy.name for copy in item.copies[: len(paths) // len(around.copies)]])
+    if paths != tuple([f"{copy.path}.{name}" if copy.path else name for copy in around.copies for name in names]):
+        return paths, None
+    return None, None if names == (clean(item.label),) else names
 
 
 def type_name(item: Item) -> str:
@@ -148,7 +170,7 @@ def _colours(summary: ModelSummary, roots: Sequence[Item], metrics: Sequence[Col
 
 def _cell(summary: ModelSummary, item: Item, column: Column) -> tuple[str, str]:
     text = cell(summary, item, column)
-    return "shape" if column.justify == "left" else "zero r" if text in ("0", "0 B") else "r", text
+    return "shape" if column.justify == "left" else "zero" if text in ("0", "0 B") else "", text
 
 
 def facts(summary: ModelSummary, item: Item) -> Iterator[tuple[str, tuple[str, ...]]]:

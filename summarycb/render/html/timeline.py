@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -47,12 +47,12 @@ class Phase:
 class Timeline:
     """The drawing: x in moments, y downwards from 0 to ``HEIGHT``; ``peak_x`` and what ``ticks`` are at in percent.
 
-    ``stretches`` says of each moment how much was alive, and where.
+    ``stretches`` says of each moment how much was alive, and in which of its ``phases`` and ``modules``.
     """
 
     moments: int
     areas: tuple[Area, ...]
-    stretches: tuple[str, ...]
+    stretches: Mapping[str, Sequence[object]]
     phases: tuple[Phase, ...]
     ticks: tuple[tuple[float, str], ...]
     peak: str
@@ -67,13 +67,19 @@ def timeline(memory: Memory, root: str) -> Timeline | None:
     highest = max(totals, default=0)
     if not highest:
         return None
+    phases = list(dict.fromkeys([moment.phase for moment in moments]))
+    modules = list(dict.fromkeys([moment.module for moment in moments]))
     top = highest * 1.06
     at = totals.index(highest)
     peak = moments[at]
     return Timeline(
         moments=len(moments),
         areas=tuple(reversed([*_areas(moments, top, peak)])),
-        stretches=tuple([_said(moment, root) for moment in moments]),
+        stretches={
+            "phases": phases,
+            "modules": [root if module == "" else module for module in modules],
+            "moments": [(units.nbytes(m.total), phases.index(m.phase), modules.index(m.module)) for m in moments],
+        },
         phases=tuple(_phases(moments)),
         ticks=tuple([(100 - 100 * value / top, units.nbytes(value)) for value in _ticks(highest)]),
         peak=f"peak {_said(peak, root)}",
