@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,16 +21,17 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import NO_TASK, Calls, engines, graph_task
+from summarycb.collect.calls import graph_task
 from summarycb.collect.eager import in_compiled_call, run_eagerly
 from summarycb.collect.hooks import hook, no_warning_of_hooks
 from summarycb.collect.memory import Memory
 from summarycb.collect.mode import KeepsModes, Mode
-from summarycb.collect.modules import class_name, every, training, walk
+from summarycb.collect.modules import class_name, walk
 from summarycb.collect.ranks import Ranks, world
 from summarycb.collectors import Collectors
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
+from summarycb.progress import Progress
 from summarycb.records import Records
 from summarycb.trackers import check_timeout, warn
 from summarycb.tree import ModelSummary
@@ -83,20 +82,11 @@ class Observation:
         self._timeout = timeout
         self._ranks = ranks
         self._collectors = Collectors(check_optimizers(optimizer))
-        self._owned: set[int] = set()
+        self._progress = Progress(self._model, self._collectors)
         self._context = context
-        self._task = NO_TASK
-        self._unfinished: set[int] = set()
-        self._awaited = self._returned = False
-        self._evaluated: set[int] = set()
-        self._evaluations = 0
-        self._began_at = 0
-        self._thread = threading.get_ident()
-        self._over = False
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
         self._forward_only = False
-        self.backward_seen = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -118,7 +108,7 @@ class Observation:
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
-        self._thread = threading.get_ident()
+        self._progress.begins()
         self._exit = contextlib.ExitStack()
         # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
         # holds of it goes too; so neither the mode nor the optimizer hooks, nor this, may keep it alive
@@ -143,17 +133,12 @@ class Observation:
         An evaluation with gradients on is known by a module that was in eval mode and no longer is, or by its length.
         To be asked when a forward has just been entered.
         """
-        records = self._collectors.records
-        if records is None or records.calls is None or records.calls.depth > 1:
-            return False
-        if threading.get_ident() != self._thread or graph_task() != NO_TASK:
-            return False
-        if self._unfinished or (records.calls.raised and not self.backward_seen):
-            return True
-        if records.calls.accumulated:
-            return False
-        nodes = records.structure.nodes
-        return self._evaluations > _MOST_EVALUATIONS or any(training(nodes[row].module) for row in self._evaluated)
+        return self._progress.abandoned
+
+    @property
+    def backward_seen(self) -> bool:
+        """A backward has begun."""
+        return self._progress.backward_seen
 
     def note(self, kind: str, text: str) -> None:
         """Say in the summary what its figures do not."""
@@ -188,7 +173,7 @@ class Observation:
             if error is not None:
                 self._collectors.ended_by(error, records)
             else:
-                self._collectors.ended_early(records, self.backward_seen, bool(self._unfinished))
+                self._collectors.ended_early(records, self.backward_seen, bool(self._progress.unfinished))
             self._collectors.tell_memory(Memory.end)
             for op, raised in ({} if records.flops is None else records.flops.faults).items():
                 self._collectors.failed(f"MACs of {op}", raised)
@@ -228,7 +213,7 @@ class Observation:
         assert self._exit is not None
         structure = walk(model)
         if self._on_step is not None:
-            self._began_at = self._version()
+            self._progress.expects_a_step()
         records = self._collectors.records = Records(structure)
         if (place := world()) is not None:
             self._context |= {"rank": place[0], "world_size": self._context.get("world_size") or place[1]}
@@ -265,7 +250,7 @@ class Observation:
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
         try:
-            over = self._on_step is not None and self._is_over(records.calls)
+            over = self._on_step is not None and self._progress.is_over()
             outermost = not over and records.calls.enter(module, args, kwargs)
             if not over:
                 records.saw_call()
@@ -277,42 +262,8 @@ class Observation:
             return
         self._collectors.tell_flow(lambda flow: flow.enter(args, kwargs))
         if outermost:
-            if training(module) is False:
-                self._evaluated.add(records.structure.slot_of[id(module)])
-                self._evaluations += 1
+            self._progress.entered(module, records.structure.slot_of[id(module)])
             self._collectors.tell_memory(lambda memory: memory.enter(args, kwargs))
-
-    def _is_over(self, calls: Calls) -> bool:
-        """As a forward is about to begin: whether it is that of another step."""
-        if threading.get_ident() != self._thread or calls.depth or graph_task() != NO_TASK:
-            return False
-        calls.in_optimizer = calls.in_optimizer and steps.stepping()  # one that raises does not say that it ends
-        if not self._over and self._ended_without_an_optimizer(calls):
-            self._over = True
-            self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
-        return self._over
-
-    def _ended_without_an_optimizer(self, calls: Calls) -> bool:
-        """A backward of the model has run, and as an outermost forward begins its gradients are gone or it has changed.
-
-        So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``,
-        or has an optimizer that is not torch's.
-        """
-        if not calls.differentiated or calls.in_optimizer or self._unfinished:
-            return False
-        if self._evaluated and not calls.accumulated:  # gradients of an input, as for forces
-            return False
-        return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
-
-    def _parameters(self) -> list[torch.Tensor]:
-        """Not ``model.parameters()``, which a model may have overridden."""
-        modules = () if self._model is None else every(self._model)
-        return [p for module in modules for p in module._parameters.values() if p is not None]
-
-    def _version(self) -> int:
-        """Grows as parameters are written to."""
-        lazy = nn.parameter.is_lazy
-        return sum(p._version for p in self._parameters() if not lazy(p) and not p.is_inference())
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """The forward of a module of the process has returned, or raised."""
@@ -335,8 +286,8 @@ class Observation:
         if records is None or records.calls is None:
             return
         task = graph_task()
-        if task != self._task:
-            self._task_changes(task, records)
+        if task != self._progress.task:
+            self._progress.changes(task)
         self._collectors.op(task, func, types, args, kwargs, out)
 
     def saw_error(self, func: Any, args: tuple[Any, ...], error: BaseException) -> None:
@@ -345,42 +296,16 @@ class Observation:
         if records is None or records.calls is None:
             return
         task = graph_task()
-        if task != self._task:
-            self._task_changes(task, records)
+        if task != self._progress.task:
+            self._progress.changes(task)
         self._collectors.op_raised(task, func, args, error)
-
-    def _task_changes(self, task: int, records: Records) -> None:
-        """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
-        outermost = engines() == (threading.get_ident() == self._thread)  # a device's thread is within the caller's
-        begins, self._task = self._task == NO_TASK or (self._returned and outermost), task
-        if task == NO_TASK or records.calls is None:
-            return
-        if begins:
-            self.backward_seen = True
-            self._awaited = self._returned = False
-            records.calls.error = None  # whatever was raised before has been handled
-            records.calls.backward_begins()
-        if outermost and not self._awaited:
-            self._awaited = True
-            try:
-                if _after_backward(partial(call_alive, weakref.WeakMethod(self._backward_ends), task)):
-                    self._unfinished.add(task)
-            except Exception as error:
-                self._collectors.failed("the end of the backward", error)
-        if begins:
-            self._collectors.backward_begins()
-
-    def _backward_ends(self, task: int) -> None:
-        """Not so one that raises."""
-        self._unfinished.discard(task)
-        self._returned = True
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
-        if threading.get_ident() != self._thread:
+        if not self._progress.here:
             return
         records = self._collectors.records
-        if records is not None and self._owns(optimizer):
+        if records is not None and self._progress.owns(optimizer):
             self._collectors.optimizer_begins(optimizer)
         if records is not None and records.calls is not None:
             # an optimizer that takes a closure runs forward and backward inside its step: phases of their own
@@ -388,52 +313,21 @@ class Observation:
 
     def step_ends(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process has stepped."""
-        if threading.get_ident() != self._thread:
+        if not self._progress.here:
             return
         records = self._collectors.records
         if records is not None and records.calls is not None:
             records.calls.in_optimizer = False
-        if not self._owns(optimizer):
+        if not self._progress.owns(optimizer):
             return
         self._collectors.optimizer_ends(optimizer)
-        if self._on_step is not None:
-            # an optimizer of each parameter may step as its gradient is ready: the step is over with the backward; and
-            # one whose step is compiled is no place to end at
-            self._over = graph_task() != NO_TASK or in_compiled_call()
-            if not self._over:
-                self._on_step()
-
-    def _owns(self, optimizer: torch.optim.Optimizer) -> bool:
-        try:
-            if not self._owned:
-                self._owned = {id(parameter) for parameter in self._parameters()}
-            return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
-        except Exception as error:
-            self._collectors.failed("the optimizer's step", error)
-            return False
-
-
-def _after_backward(call: Callable[[], None]) -> bool:
-    """Have ``call`` called as the backward that is running is over, after all that others want then, if it can be."""
-    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
-    if compiled is not None and compiled.compiled_autograd_enabled:  # it calls nobody
-        return False
-    queue: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
-    queue(partial(queue, call))
-    return True
-
-
-def call_alive(method: weakref.WeakMethod[Callable[..., None]], *args: object) -> None:
-    """Call a method, if its object is still there."""
-    if (alive := method()) is not None:
-        alive(*args)
+        if self._on_step is not None and self._progress.stepped():
+            self._on_step()
 
 
 _AFTER_AN_ERROR = 2.0
 """How long, at most, the user's exception is held up."""
 _MOST_AT_ONCE = 16
-_MOST_EVALUATIONS = 64
-"""Forwards in eval mode without a backward: of so many, one step is none."""
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 
 
