@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from summarycb.render.exports import FORMATS
+    from summarycb.forms import FORMATS
 
     parser = argparse.ArgumentParser(prog="summarycb", description="Show and compare stored model summaries.")
     parser.add_argument("--version", action="version", version=f"summarycb {__version__}")
@@ -97,7 +97,7 @@ _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _show(options: argparse.Namespace) -> None:
-    from summarycb.render.exports import form_of, method
+    from summarycb.forms import form_of, method
     from summarycb.serialize import load
 
     form = options.format or ("html" if options.open else "text")
@@ -126,7 +126,7 @@ def _open(text: str, form: str, output: str | None) -> None:
     import tempfile
     import webbrowser
 
-    from summarycb.render.exports import FORMATS, write
+    from summarycb.forms import FORMATS, write
 
     if form not in ("html", "svg"):
         raise SummaryError(f"--open is for the formats html and svg, not {form}")
@@ -152,7 +152,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _put(text: str, form: str, output: str | None) -> None:
-    from summarycb.render.exports import write
+    from summarycb.forms import write
 
     if output is None:
         if form in _UTF8 and isinstance(sys.stdout, io.TextIOWrapper):

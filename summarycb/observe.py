@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,22 +21,17 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from summarycb.build import build, nothing
 from summarycb.collect import steps
-from summarycb.collect.calls import BACKWARD, NO_TASK, OUTSIDE, Calls, engines, graph_task, in_backward
-from summarycb.collect.dataflow import Flow, TooLarge
+from summarycb.collect.calls import graph_task
 from summarycb.collect.eager import in_compiled_call, run_eagerly
-from summarycb.collect.failures import Raised
-from summarycb.collect.flops import Flops
 from summarycb.collect.hooks import hook, no_warning_of_hooks
-from summarycb.collect.inputs import describe, iter_tensors
-from summarycb.collect.memory import Makes, Memory, makes
+from summarycb.collect.memory import Memory
 from summarycb.collect.mode import KeepsModes, Mode
-from summarycb.collect.modules import class_name, every, training, walk
+from summarycb.collect.modules import class_name, walk
 from summarycb.collect.ranks import Ranks, world
-from summarycb.collect.storages import tensor_bytes
-from summarycb.dataflow import MOST_EDGES, MOST_NODES
+from summarycb.collectors import Collectors
 from summarycb.errors import SummaryError
-from summarycb.formulas import Formula, Verdict, classify
 from summarycb.garbage import collection_paused
+from summarycb.progress import Progress
 from summarycb.records import Records
 from summarycb.trackers import check_timeout, warn
 from summarycb.tree import ModelSummary
@@ -88,27 +81,12 @@ class Observation:
         self._model: nn.Module | None = check_model(model)
         self._timeout = timeout
         self._ranks = ranks
-        self._optimizers = check_optimizers(optimizer)
-        self._stepped: set[int] = set()
-        self._owned: set[int] = set()
+        self._collectors = Collectors(check_optimizers(optimizer))
+        self._progress = Progress(self._model, self._collectors)
         self._context = context
-        self._failures: dict[str, str] = {}
-        self._records: Records | None = None
-        self._flow: Flow | None = None
-        self._kinds: dict[int, tuple[Formula | Verdict | None, Makes, Any]] = {}
-        self._task = NO_TASK
-        self._unfinished: set[int] = set()
-        self._awaited = self._returned = False
-        self._evaluated: set[int] = set()
-        self._evaluations = 0
-        self._distributed = False
-        self._began_at = 0
-        self._thread = threading.get_ident()
-        self._over = False
         self._exit: contextlib.ExitStack | None = None
         self._on_step: Callable[[], None] | None = None
         self._forward_only = False
-        self.backward_seen = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -130,7 +108,7 @@ class Observation:
         if self._model is None or self._exit is not None:
             raise SummaryError("an observation can be entered once; make a new one for another step")
         self._on_step = on_step
-        self._thread = threading.get_ident()
+        self._progress.begins()
         self._exit = contextlib.ExitStack()
         # when nobody holds the observation any more, because a step raised and its model was dropped, what the process
         # holds of it goes too; so neither the mode nor the optimizer hooks, nor this, may keep it alive
@@ -141,12 +119,12 @@ class Observation:
         try:
             self._begin(self._model)
         except Exception as error:
-            self._drop_all("the step", error)
+            self._collectors.drop_all("the step", error)
 
     @property
     def failed(self) -> bool:
         """A part of the package has failed; what it was to observe is missing."""
-        return bool(self._failures)
+        return bool(self._collectors.failures)
 
     @property
     def abandoned(self) -> bool:
@@ -155,27 +133,21 @@ class Observation:
         An evaluation with gradients on is known by a module that was in eval mode and no longer is, or by its length.
         To be asked when a forward has just been entered.
         """
-        records = self._records
-        if records is None or records.calls is None or records.calls.depth > 1:
-            return False
-        if threading.get_ident() != self._thread or graph_task() != NO_TASK:
-            return False
-        if self._unfinished or (records.calls.raised and not self.backward_seen):
-            return True
-        if records.calls.accumulated:
-            return False
-        nodes = records.structure.nodes
-        return self._evaluations > _MOST_EVALUATIONS or any(training(nodes[row].module) for row in self._evaluated)
+        return self._progress.abandoned
+
+    @property
+    def backward_seen(self) -> bool:
+        """A backward has begun."""
+        return self._progress.backward_seen
 
     def note(self, kind: str, text: str) -> None:
         """Say in the summary what its figures do not."""
-        if self._records is not None:
-            self._records.note(kind, text)
+        self._collectors.note(kind, text)
 
     def may_have_missed(self, modules: Iterable[int]) -> None:
         """These, by id, ran before the observation began, perhaps as a part of the step."""
-        if self._records is not None:
-            self._records.ran_before = frozenset(modules)
+        if self._collectors.records is not None:
+            self._collectors.records.ran_before = frozenset(modules)
 
     def discard(self) -> None:
         """Take everything off and make no summary."""
@@ -193,31 +165,31 @@ class Observation:
         try:
             self._exit.close()
         except Exception as fault:
-            self._failed("the end of the step", fault)
+            self._collectors.failed("the end of the step", fault)
         try:
-            records = self._records or Records(walk(self._model))
-            if self._records is not None and records.tensor_bytes is None:
-                self._measure_tensors(records)
+            records = self._collectors.records or Records(walk(self._model))
+            if self._collectors.records is not None and records.tensor_bytes is None:
+                self._collectors.measure_tensors(records)
             if error is not None:
-                self._ended_by(error, records)
+                self._collectors.ended_by(error, records)
             else:
-                self._ended_early(records)
-            self._tell_memory(Memory.end)
+                self._collectors.ended_early(records, self.backward_seen, bool(self._progress.unfinished))
+            self._collectors.tell_memory(Memory.end)
             for op, raised in ({} if records.flops is None else records.flops.faults).items():
-                self._failed(f"MACs of {op}", raised)
+                self._collectors.failed(f"MACs of {op}", raised)
             if records.structure.changed():
                 records.incomplete.append(
                     "modules were added or taken away during the step; the ones before it are shown"
                 )
-            records.incomplete.extend(self._failures)
-            records.backward, records.idle = self.backward_seen, bool(self._idle())
+            records.incomplete.extend(self._collectors.failures)
+            records.backward, records.idle = self.backward_seen, bool(self._collectors.idle())
             self.summary = build(records, self._context)
         except Exception as fault:
-            self._failed("the structure", fault)
-            self.summary = nothing(class_name(type(self._model)), list(self._failures))
+            self._collectors.failed("the structure", fault)
+            self.summary = nothing(class_name(type(self._model)), list(self._collectors.failures))
         self.summary = self._with_other_ranks(self.summary)
-        if self._failures:
-            warn("the model summary is incomplete: " + "; ".join(self._failures.values()))
+        if self._collectors.failures:
+            warn("the model summary is incomplete: " + "; ".join(self._collectors.failures.values()))
         self._forget()
         return self.summary
 
@@ -228,43 +200,28 @@ class Observation:
         try:
             return self._ranks.gather(summary, timeout)
         except Exception as fault:
-            self._failed("what the other ranks saw", fault)
-            return replace(summary, incomplete=(*summary.incomplete, *self._failures))
-
-    def _idle(self) -> list[torch.optim.Optimizer]:
-        """Optimizers that have neither stepped nor a state from before: they will have one that nobody knows yet."""
-        return [known for known in self._optimizers if id(known) not in self._stepped and not known.state]
+            self._collectors.failed("what the other ranks saw", fault)
+            return replace(summary, incomplete=(*summary.incomplete, *self._collectors.failures))
 
     def _forget(self) -> None:
         """Nothing of the model, the optimizers or the step is kept alive by an observation that is over."""
         self._dropped.detach()
-        self._exit = self._records = self._model = self._on_step = self._flow = None
-        self._optimizers = []
+        self._exit = self._model = self._on_step = None
+        self._collectors.forget()
 
     def _begin(self, model: nn.Module) -> None:
         assert self._exit is not None
         structure = walk(model)
         if self._on_step is not None:
-            self._began_at = self._version()
-        records = self._records = Records(structure)
+            self._progress.expects_a_step()
+        records = self._collectors.records = Records(structure)
         if (place := world()) is not None:
             self._context |= {"rank": place[0], "world_size": self._context.get("world_size") or place[1]}
             try:
                 self._ranks = self._ranks or Ranks(structure, *place)
             except Exception as error:
-                self._failed("the other ranks", error)
-        records.calls = Calls(structure)
-        records.flops = Flops()
-        records.calls.in_optimizer = steps.stepping()
-        records.optimizers = {type(o).__name__ for o in self._optimizers}
-        try:
-            records.memory = Memory(structure, self._optimizers)
-        except Exception as error:
-            self._failed("memory", error)
-        try:
-            records.flow = self._flow = Flow(structure, records.calls)
-        except Exception as error:
-            self._drop_flow(error)
+                self._collectors.failed("the other ranks", error)
+        self._collectors.begin(records)
         self._exit.callback(hook(weakref.ref(self), structure))
         if not _COMPILERS.isdisjoint(sys.modules):
             # a mode around the first call of a compiled model leaves it eager for good (pytorch#190286), and inside a
@@ -289,324 +246,89 @@ class Observation:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The forward of a module of the process begins."""
-        records = self._records
+        records = self._collectors.records
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
         try:
-            over = self._on_step is not None and self._is_over(records.calls)
+            over = self._on_step is not None and self._progress.is_over()
             outermost = not over and records.calls.enter(module, args, kwargs)
             if not over:
                 records.saw_call()
         except Exception as error:
-            self._drop_all("module calls", error)
+            self._collectors.drop_all("module calls", error)
             return
         if over and self._on_step is not None:
             self._on_step()
             return
-        self._tell_flow(lambda flow: flow.enter(args, kwargs))
+        self._collectors.tell_flow(lambda flow: flow.enter(args, kwargs))
         if outermost:
-            if training(module) is False:
-                self._evaluated.add(records.structure.slot_of[id(module)])
-                self._evaluations += 1
-            self._tell_memory(lambda memory: memory.enter(args, kwargs))
-
-    def _is_over(self, calls: Calls) -> bool:
-        """As a forward is about to begin: whether it is that of another step."""
-        if threading.get_ident() != self._thread or calls.depth or graph_task() != NO_TASK:
-            return False
-        calls.in_optimizer = calls.in_optimizer and steps.stepping()  # one that raises does not say that it ends
-        if not self._over and self._ended_without_an_optimizer(calls):
-            self._over = True
-            self.note("optimizer", "no torch optimizer stepped before the next forward: its state is unknown")
-        return self._over
-
-    def _ended_without_an_optimizer(self, calls: Calls) -> bool:
-        """A backward of the model has run, and as an outermost forward begins its gradients are gone or it has changed.
-
-        So it is in a step that a GradScaler skipped, and in a loop that writes its update by hand or by ``torch.func``,
-        or has an optimizer that is not torch's.
-        """
-        if not calls.differentiated or calls.in_optimizer or self._unfinished:
-            return False
-        if self._evaluated and not calls.accumulated:  # gradients of an input, as for forces
-            return False
-        return all(parameter.grad is None for parameter in self._parameters()) or self._version() != self._began_at
-
-    def _parameters(self) -> list[torch.Tensor]:
-        """Not ``model.parameters()``, which a model may have overridden."""
-        modules = () if self._model is None else every(self._model)
-        return [p for module in modules for p in module._parameters.values() if p is not None]
-
-    def _version(self) -> int:
-        """Grows as parameters are written to."""
-        lazy = nn.parameter.is_lazy
-        return sum(p._version for p in self._parameters() if not lazy(p) and not p.is_inference())
+            self._progress.entered(module, records.structure.slot_of[id(module)])
+            self._collectors.tell_memory(lambda memory: memory.enter(args, kwargs))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """The forward of a module of the process has returned, or raised."""
-        records = self._records
+        records = self._collectors.records
         if records is None or records.calls is None or id(module) not in records.structure.slot_of:
             return
-        self._tell_flow(lambda flow: flow.exit(output))
+        self._collectors.tell_flow(lambda flow: flow.exit(output))
         try:
             records.calls.exit(module, output)
             if records.calls.error is not None:
-                self._look_at_memory(records.calls.error)
+                self._collectors.look_at_memory(records.calls.error)
             if self._forward_only and records.calls.depth == 0:
                 self._mode.close()
         except Exception as error:
-            self._drop_all("module calls", error)
+            self._collectors.drop_all("module calls", error)
 
     def saw(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """An operation has run."""
-        records = self._records
+        records = self._collectors.records
         if records is None or records.calls is None:
             return
         task = graph_task()
-        if task != self._task:
-            self._task_changes(task, records)
-        if records.calls.error is not None and sys.exc_info()[1] is None:  # nobody is handling it any more
-            records.calls.error = None
-        if self._flow is not None:
-            try:
-                self._flow.op(func, args, kwargs, out)
-            except Exception as error:
-                self._drop_flow(error)
-        kind = self._kinds.get(id(func))
-        if kind is None:
-            try:
-                answer = classify(func)
-                # the function is kept with what is known of it, so that its id remains its own
-                kind = self._kinds[id(func)] = (None if answer is Verdict.ZERO else answer, makes(func), func)
-            except Exception as error:
-                self._drop_all("the operations", error)
-                return
-        formula, made, _ = kind
-        if formula is None and made is Makes.NOTHING:
-            return
-        try:
-            place = records.calls.where(task, formula is not None)
-        except Exception as error:
-            records.flops = records.memory = None
-            self._failed("MACs and memory", error)
-            return
-        if formula is not None and records.flops is not None:
-            if types and not self._distributed and any(kind.__name__ == "DTensor" for kind in types):
-                self._distributed = True
-                self.note("global", "products of DTensors count at their global size; this rank ran a part of them")
-            try:
-                records.flops.op(formula, place, func, args, kwargs, out)
-            except Exception as error:
-                records.flops = None
-                self._failed("MACs", error)
-        if made is not Makes.NOTHING and records.memory is not None:
-            try:
-                records.memory.op(made, place, args, out)
-            except Exception as error:
-                self._drop_memory(error)
+        if task != self._progress.task:
+            self._progress.changes(task)
+        self._collectors.op(task, func, types, args, kwargs, out)
 
     def saw_error(self, func: Any, args: tuple[Any, ...], error: BaseException) -> None:
         """An operation has raised: it may end a step that is in no module just now."""
-        records = self._records
+        records = self._collectors.records
         if records is None or records.calls is None:
             return
-        if graph_task() != self._task:
-            self._task_changes(graph_task(), records)
-        records.calls.raised = records.calls.raised or records.calls.depth == 0
-        try:
-            raised = records.calls.error = Raised.by(error, *records.calls.where(graph_task(), False))
-            raised.operation, raised.operands = str(func), describe(tuple(iter_tensors(args)))
-        except Exception as fault:
-            self._failed("where the step failed", fault)
-        else:
-            self._look_at_memory(raised)
-
-    def _ended_by(self, error: BaseException, records: Records) -> None:
-        """The step is over because it raised."""
-        try:
-            calls = records.calls
-            raised = records.raised = Raised.by(error, OUTSIDE, None) if calls is None else calls.failed(error)
-            if raised.phase is None and in_backward(error):  # the engine itself has raised, or a hook of the user's
-                raised.phase = BACKWARD
-            self._look_at_memory(raised)
-        except Exception as fault:
-            self._failed("where the step failed", fault)
-        records.incomplete.append(f"the step raised {class_name(type(error))}{_place(records)}")
-
-    def _ended_early(self, records: Records) -> None:
-        """Nobody says that the step raised; where nothing has followed an error, it did."""
-        calls = records.calls
-        if calls is None:
-            return
-        if calls.depth:
-            records.incomplete.append("a forward did not return")
-        elif calls.error is not None and (calls.raised or self._unfinished):
-            records.raised = calls.error
-            records.incomplete.append(f"the step raised {calls.error.type_name}{_place(records)}")
-        elif self._unfinished:
-            records.incomplete.append("a backward did not return")
-        elif calls.raised and not self.backward_seen:
-            records.incomplete.append("a forward raised")
-
-    def _look_at_memory(self, raised: Raised) -> None:
-        """What was alive as it was raised, once: later the error's frames may have been left."""
-
-        def look(memory: Memory) -> None:
-            raised.alive, raised.phase = memory.now(), raised.phase or memory.phase
-            if raised.out_of_memory and self._records is not None and self._records.calls is not None:
-                raised.holders = memory.holders(self._records.calls, self._optimizers)
-
-        if raised.alive is None:
-            self._tell_memory(look)
-
-    def _task_changes(self, task: int, records: Records) -> None:
-        """The autograd engine has begun on something else, or is done; a task within a task is no new backward."""
-        outermost = engines() == (threading.get_ident() == self._thread)  # a device's thread is within the caller's
-        begins, self._task = self._task == NO_TASK or (self._returned and outermost), task
-        if task == NO_TASK or records.calls is None:
-            return
-        if begins:
-            self.backward_seen = True
-            self._awaited = self._returned = False
-            records.calls.error = None  # whatever was raised before has been handled
-            records.calls.backward_begins()
-        if outermost and not self._awaited:
-            self._awaited = True
-            try:
-                if _after_backward(partial(call_alive, weakref.WeakMethod(self._backward_ends), task)):
-                    self._unfinished.add(task)
-            except Exception as error:
-                self._failed("the end of the backward", error)
-        if begins:
-            self._tell_flow(Flow.backward_begins)
-            self._flow = None
-            self._tell_memory(Memory.backward_begins)
-
-    def _backward_ends(self, task: int) -> None:
-        """Not so one that raises."""
-        self._unfinished.discard(task)
-        self._returned = True
+        task = graph_task()
+        if task != self._progress.task:
+            self._progress.changes(task)
+        self._collectors.op_raised(task, func, args, error)
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process is about to step."""
-        if threading.get_ident() != self._thread:
+        if not self._progress.here:
             return
-        records = self._records
-        if records is not None and self._owns(optimizer):
-            self._tell_memory(lambda memory: memory.existed(iter_tensors(list(optimizer.state.values()))))
-            self._tell_memory(Memory.steps)
+        records = self._collectors.records
+        if records is not None and self._progress.owns(optimizer):
+            self._collectors.optimizer_begins(optimizer)
         if records is not None and records.calls is not None:
             # an optimizer that takes a closure runs forward and backward inside its step: phases of their own
             records.calls.in_optimizer = True
 
     def step_ends(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer of this process has stepped."""
-        if threading.get_ident() != self._thread:
+        if not self._progress.here:
             return
-        records = self._records
+        records = self._collectors.records
         if records is not None and records.calls is not None:
             records.calls.in_optimizer = False
-        if not self._owns(optimizer):
+        if not self._progress.owns(optimizer):
             return
-        if records is not None:
-            if records.calls is not None:
-                records.calls.error = None
-            if all(known is not optimizer for known in self._optimizers):
-                self._optimizers.append(optimizer)
-            self._stepped.add(id(optimizer))
-            records.optimizers.add(type(optimizer).__name__)
-            self._measure_tensors(records)
-            self._tell_memory(lambda memory: memory.stepped(optimizer))
-        if self._on_step is not None:
-            # an optimizer of each parameter may step as its gradient is ready: the step is over with the backward; and
-            # one whose step is compiled is no place to end at
-            self._over = graph_task() != NO_TASK or in_compiled_call()
-            if not self._over:
-                self._on_step()
-
-    def _owns(self, optimizer: torch.optim.Optimizer) -> bool:
-        try:
-            if not self._owned:
-                self._owned = {id(parameter) for parameter in self._parameters()}
-            return any(id(p) in self._owned for group in optimizer.param_groups for p in group["params"])
-        except Exception as error:
-            self._failed("the optimizer's step", error)
-            return False
-
-    def _measure_tensors(self, records: Records) -> None:
-        try:
-            records.tensor_bytes = tensor_bytes(records.structure, self._optimizers or None, self._idle())
-        except Exception as error:
-            self._failed("gradients and optimizer state", error)
-
-    def _tell_memory(self, what: Callable[[Memory], None]) -> None:
-        memory = None if self._records is None else self._records.memory
-        if memory is not None:
-            try:
-                what(memory)
-            except Exception as error:
-                self._drop_memory(error)
-
-    def _tell_flow(self, what: Callable[[Flow], None]) -> None:
-        if self._flow is not None:
-            try:
-                what(self._flow)
-            except Exception as error:
-                self._drop_flow(error)
-
-    def _drop_flow(self, error: Exception) -> None:
-        assert self._records is not None
-        self._records.flow = self._flow = None
-        if isinstance(error, TooLarge):
-            self.note("dataflow", f"a dataflow of more than {MOST_NODES:,} nodes or {MOST_EDGES:,} edges is not kept")
-        else:
-            self._failed("the dataflow", error)
-
-    def _drop_memory(self, error: Exception) -> None:
-        assert self._records is not None
-        self._records.memory = None
-        self._failed("memory", error)
-
-    def _drop_all(self, what: str, error: Exception) -> None:
-        if self._records is not None:
-            self._records.calls = self._records.flops = self._records.memory = None
-            self._records.flow = self._flow = None
-        self._failed(what, error)
-
-    def _failed(self, what: str, error: Exception) -> None:
-        kind = f"{what} could not be observed ({type(error).__name__}"
-        # what the exception says may hold a path or a value: it is for the warning, and is not stored
-        self._failures.setdefault(f"{kind})", f"{kind}: {error})")
-
-
-def _after_backward(call: Callable[[], None]) -> bool:
-    """Have ``call`` called as the backward that is running is over, after all that others want then, if it can be."""
-    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
-    if compiled is not None and compiled.compiled_autograd_enabled:  # it calls nobody
-        return False
-    queue: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
-    queue(partial(queue, call))
-    return True
-
-
-def call_alive(method: weakref.WeakMethod[Callable[..., None]], *args: object) -> None:
-    """Call a method, if its object is still there."""
-    if (alive := method()) is not None:
-        alive(*args)
+        self._collectors.optimizer_ends(optimizer)
+        if self._on_step is not None and self._progress.stepped():
+            self._on_step()
 
 
 _AFTER_AN_ERROR = 2.0
 """How long, at most, the user's exception is held up."""
 _MOST_AT_ONCE = 16
-_MOST_EVALUATIONS = 64
-"""Forwards in eval mode without a backward: of so many, one step is none."""
 _COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
-
-
-def _place(records: Records) -> str:
-    if records.raised is None or records.calls is None or records.raised.call < 0:
-        return ""
-    return f" in {records.structure.nodes[records.calls.slot(records.raised.call)].path or 'the root'}"
 
 
 def check_model(model: object) -> nn.Module:

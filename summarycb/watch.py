@@ -20,7 +20,8 @@ from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
 from summarycb.deliver import deliver
 from summarycb.exits import at_exit
-from summarycb.observe import Observation, call_alive, check_model, check_optimizers
+from summarycb.observe import Observation, check_model, check_optimizers
+from summarycb.progress import call_alive
 from summarycb.trackers import Publisher, check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection

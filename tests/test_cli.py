@@ -16,7 +16,7 @@ import pytest
 import summarycb
 from summarycb import ModelSummary
 from summarycb.cli import main
-from summarycb.render.exports import FORMATS
+from summarycb.forms import FORMATS
 from tests.literal import ROOT, SUMMARY
 from tests.pages import residual
 from tests.test_compare import OTHER

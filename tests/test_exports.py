@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 
 from summarycb import SummaryError, load
 from summarycb.errors import missing
-from summarycb.render.exports import FORMATS, records
+from summarycb.forms import FORMATS
+from summarycb.render.exports import records
 from summarycb.step import MAX_INT, Environment, Memory
 from summarycb.tree import Amounts, ModelSummary, ModuleSummary, Work
 from tests.literal import FC, ROOT, SUMMARY

@@ -34,8 +34,9 @@ from torch.utils.tensorboard import SummaryWriter
 import summarycb
 from summarycb import formulas
 from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.progress import Progress
 from summarycb.tree import ModelSummary
-from tests.test_faults import FAULTS, LATER, OBSERVE, Broken, Planted, plant
+from tests.test_faults import COLLECTORS, FAULTS, LATER, OBSERVE, Broken, Planted, plant
 from tests.trainings import NOTHING, everything, left_behind, step
 
 DELIVER, SERIALIZE, TERMINAL, VIEW = (
@@ -508,9 +509,9 @@ EVERY_FAULT: dict[str, Fault] = {
     **{f"{name} raises later": inside(*FAULTS[name][:2], 5) for name in LATER},
     "the hooks cannot be put on": inside(OBSERVE, "hook"),
     "the mode cannot be entered": inside(OBSERVE, "Mode"),
-    "an operation cannot be classified": inside(OBSERVE, "classify", 5),
-    "what an operation makes cannot be told": inside(OBSERVE, "makes", 5),
-    "the optimizer cannot be asked": inside(OBSERVE.Observation, "_parameters"),
+    "an operation cannot be classified": inside(COLLECTORS, "classify", 5),
+    "what an operation makes cannot be told": inside(COLLECTORS, "makes", 5),
+    "the optimizer cannot be asked": inside(Progress, "_parameters"),
     "a formula raises": Fault(formula, "the model summary is incomplete: MACs of aten.addmm", lost=True, ways=ALL),
     "select raises": Fault(renderer(TERMINAL, "select"), NOT_PRINTED + "Planted"),
     "the renderer raises": Fault(renderer(TERMINAL, "_layout"), NOT_PRINTED + "Planted"),

@@ -24,7 +24,8 @@ from summarycb.tree import ModelSummary
 from tests.trainings import CASES, NOTHING, everything, left_behind
 
 # ``summarycb.observe`` is the function
-BUILD, OBSERVE = (importlib.import_module(f"summarycb.{name}") for name in ("build", "observe"))
+_MODULES = ("build", "collectors", "observe")
+BUILD, COLLECTORS, OBSERVE = (importlib.import_module(f"summarycb.{name}") for name in _MODULES)
 
 CALLS = {"calls", "input shapes"}
 WORK = {"forward MACs", "backward MACs"}
@@ -46,7 +47,7 @@ FAULTS: dict[str, tuple[Any, str, set[str]]] = {
     "memory backward": (Memory, "backward_begins", STORAGES),
     "memory state": (Memory, "stepped", STORAGES),
     "memory end": (Memory, "end", STORAGES),
-    "tensor_bytes": (OBSERVE, "tensor_bytes", TENSORS),
+    "tensor_bytes": (COLLECTORS, "tensor_bytes", TENSORS),
     "walk": (OBSERVE, "walk", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
     "describe": (BUILD, "describe", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),
     "build": (OBSERVE, "build", CALLS | WORK | STORAGES | TENSORS | STRUCTURE),

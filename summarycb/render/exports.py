@@ -1,64 +1,18 @@
-"""ModelSummary -> data for other programs: records, CSV, speedscope; and which file name holds which form.
-
-Must not import torch.
-"""
+"""ModelSummary -> data for other programs: records, CSV, speedscope. Must not import torch."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from summarycb import __version__
-from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.specs import spec_text
 from summarycb.tree import OUTSIDE, Amounts, ModelSummary, ModuleSummary, flops, outside_row
 
 Cell: TypeAlias = str | int | bool | None
-
-FORMATS = {
-    "json": ".json",
-    "html": ".html",
-    "text": ".txt",
-    "markdown": ".md",
-    "csv": ".csv",
-    "svg": ".svg",
-    "dot": ".dot",
-    "mermaid": ".mmd",
-    "speedscope": ".speedscope.json",
-}
-"""Each form by the suffix of its files; the summary's method ``to_<form>`` makes it."""
-
-
-def method(form: str) -> Callable[..., str]:
-    """The summary's method that makes ``form``, one of ``FORMATS``."""
-    made: Callable[..., str] = getattr(ModelSummary, f"to_{form}")
-    return made
-
-
-def form_of(path: Path) -> str:
-    """The form that a file of this name holds; SummaryError where the suffix is none of ours."""
-    fitting = [form for form, suffix in FORMATS.items() if path.name.endswith(suffix)]
-    if not fitting:
-        raise SummaryError(f"cannot save to {path.name!r}: the file name must end in {', '.join(FORMATS.values())}")
-    return max(fitting, key=lambda form: len(FORMATS[form]))
-
-
-def save(summary: ModelSummary, path: str | Path) -> Path:
-    """Write the form that the suffix of ``path`` says."""
-    target = Path(path)
-    return write(method(form_of(target))(summary), target)
-
-
-def write(text: str, target: Path) -> Path:
-    """One line break ends the file. Half a surrogate pair in a name is written as its escape, which JSON reads back."""
-    text = text if text.endswith("\n") else f"{text}\n"
-    target.write_bytes(text.encode("utf-8", errors="backslashreplace"))
-    return target
 
 
 @collection_paused()

@@ -7,7 +7,7 @@ has it once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -238,16 +238,16 @@ def _named(group: Group) -> str:
 
 def to_dot(graph: Graph) -> str:
     """The graph in graphviz's language."""
+
+    def opened(number: int, label: str) -> str:
+        return f"subgraph cluster_{number} {{ label={_quoted(label)};"
+
+    def drawn(node: Node, lines: Sequence[str]) -> str:
+        look = {"op": ", shape=ellipse", "module": "", "parameter": ", style=dashed"}.get(node.kind, ", shape=oval")
+        return f"n{node.id} [label={_quoted(chr(10).join(lines))}{look}];"
+
     lines = ["digraph dataflow {", '  node [shape=box, style=rounded, fontname="sans-serif"];']
-    for node, depth in _nested(graph.nodes, _drawn(graph)):
-        indent = "  " * depth
-        if isinstance(node, Group):
-            lines.append(f"{indent}subgraph cluster_{graph.groups.index(node)} {{ label={_quoted(_named(node))};")
-        elif node is None:
-            lines.append(f"{indent}}}")
-        else:
-            look = {"op": ", shape=ellipse", "module": "", "parameter": ", style=dashed"}.get(node.kind, ", shape=oval")
-            lines.append(f"{indent}n{node.id} [label={_quoted(_lines(graph, node, chr(10)))}{look}];")
+    lines += _nested(graph, opened, drawn, "}")
     lines += [f"  n{edge.source} -> n{edge.target} [label={_quoted(edge.tensor)}];" for edge in graph.edges]
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -259,16 +259,15 @@ def _quoted(text: str) -> str:
 
 def to_mermaid(graph: Graph) -> str:
     """The graph as Mermaid, which GitHub and GitLab draw in Markdown."""
-    lines = ["flowchart TD"]
-    for node, depth in _nested(graph.nodes, _drawn(graph)):
-        indent = "  " * depth
-        if isinstance(node, Group):
-            lines.append(f"{indent}subgraph g{graph.groups.index(node)}[{_entities(_named(node))}]")
-        elif node is None:
-            lines.append(f"{indent}end")
-        else:
-            opens, closes = _AROUND_IN_MERMAID[node.kind]
-            lines.append(f"{indent}n{node.id}{opens}{_entities(_lines(graph, node, '<br>'))}{closes}")
+
+    def opened(number: int, label: str) -> str:
+        return f"subgraph g{number}[{_entities(label)}]"
+
+    def drawn(node: Node, lines: Sequence[str]) -> str:
+        opens, closes = _AROUND_IN_MERMAID[node.kind]
+        return f"n{node.id}{opens}{_entities(*lines)}{closes}"
+
+    lines = ["flowchart TD", *_nested(graph, opened, drawn, "end")]
     lines += [f"  n{edge.source} -->|{_entities(edge.tensor)}| n{edge.target}" for edge in graph.edges]
     return "\n".join(lines) + "\n"
 
@@ -282,36 +281,41 @@ _AROUND_IN_MERMAID = {
 }
 
 
-def _entities(text: str) -> str:
-    """In quotes, with nothing that Mermaid or HTML would read but the line break."""
-    lines = text.split("<br>")
+def _entities(*lines: str) -> str:
+    """In quotes, with nothing that Mermaid or HTML would read but the line breaks."""
     return '"' + "<br>".join(re.sub(r'[#"<>&`\\|]', lambda found: f"#{ord(found[0])};", line) for line in lines) + '"'
 
 
 def _nested(
-    nodes: Sequence[Node], groups: Sequence[Group], depth: int = 1
-) -> Iterator[tuple[Node | Group | None, int]]:
-    """The nodes with how deep they are in groups of several; each group before its nodes, and None after them."""
-    done: set[int] = set()
-    for node in nodes:
-        around = max((g for g in groups if node.id in g.nodes), key=lambda group: len(group.nodes), default=None)
-        if around is None:
-            yield node, depth
-        elif node.id not in done:
-            done.update(around.nodes)
-            within = [group for group in groups if group is not around and set(group.nodes) <= done]
-            yield around, depth
-            yield from _nested([node for node in nodes if node.id in around.nodes], within, depth + 1)
-            yield None, depth
+    graph: Graph, opened: Callable[[int, str], str], drawn: Callable[[Node, Sequence[str]], str], closed: str
+) -> Iterator[str]:
+    """A line for each node; those of a group of several are between two lines of its own, and indented."""
+    around: list[list[int]] = [[] for _ in graph.nodes]  # the groups of each, by number, the outermost first
+    for number, group in sorted(enumerate(graph.groups), key=lambda one: -len(one[1].nodes)):
+        if len(group.nodes) > 1:
+            for place in group.nodes:
+                around[place].append(number)
+    begun: set[int] = set()
+
+    def within(places: Iterable[int], depth: int) -> Iterator[str]:
+        indent = "  " * (depth + 1)
+        for place in places:
+            if len(around[place]) == depth:
+                node = graph.nodes[place]
+                times = _times(node, [graph.groups[number] for number in around[place]])
+                label = node.label + (f" ×{times:,}" if times > 1 else "")
+                yield indent + drawn(node, [label, node.detail] if node.detail else [label])
+            elif (number := around[place][depth]) not in begun:
+                begun.add(number)
+                yield indent + opened(number, _named(graph.groups[number]))
+                yield from within(graph.groups[number].nodes, depth + 1)
+                yield indent + closed
+
+    yield from within(range(len(graph.nodes)), 0)
 
 
 def _drawn(graph: Graph) -> list[Group]:
     return [group for group in graph.groups if len(group.nodes) > 1]
-
-
-def _lines(graph: Graph, node: Node, newline: str) -> str:
-    times = _times(node, _drawn(graph))
-    return newline.join(filter(None, [node.label + (f" ×{times:,}" if times > 1 else ""), node.detail]))
 
 
 def _times(node: Node, groups: Sequence[Group]) -> int:
