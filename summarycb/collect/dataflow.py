@@ -20,7 +20,7 @@ from summarycb.collect.extents import Extent, extent, overlap, within
 from summarycb.collect.inputs import describe, iter_tensors
 from summarycb.collect.kinds import Kind, operands
 from summarycb.collect.modules import Structure, text
-from summarycb.collect.storages import PLAIN, storages
+from summarycb.collect.storages import in_one_storage, storages
 from summarycb.dataflow import MOST_EDGES, MOST_NODES, Dataflow, FlowCall, FlowEdge, FlowKind, FlowNode
 from summarycb.specs import TensorSpec
 
@@ -290,7 +290,7 @@ class Flow:
         ``whole`` is not among them if the parts that were written since are known to leave nothing of it; that is
         not known of parts that overlap in part.
         """
-        if type(tensor) not in PLAIN:  # a wrapper has no bytes of its own
+        if not in_one_storage(tensor):
             return [(whole, None), *[(part, part.spec) for part in parts]]
         read = extent(tensor)
         left = read.bytes
@@ -404,8 +404,8 @@ class Flow:
 
 
 def _is_part(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
-    """Whether other tensors may be in the same storage; of wrappers and sparse tensors it is not asked."""
-    return type(tensor) in PLAIN and tensor.numel() * tensor.element_size() != storage.nbytes()
+    """Whether other tensors may be in the same storage."""
+    return tensor.numel() * tensor.element_size() != storage.nbytes() and in_one_storage(tensor)
 
 
 def _named(value: Any, kind: str) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:

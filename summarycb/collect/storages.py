@@ -10,12 +10,12 @@ import torch
 from summarycb.collect.inputs import attributes_of, iter_tensors
 from summarycb.collect.modules import Structure, TensorBytes
 
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
     """The storages behind a tensor: one, or those of the parts of a sparse, nested, sharded or wrapped one."""
-    if type(tensor) in PLAIN:
+    if type(tensor) in _PLAIN:
         try:
             return (tensor.untyped_storage(),)
         except NotImplementedError:  # sparse or opaque, or within torch.func a wrapper around the tensor
@@ -30,6 +30,16 @@ def storages(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
             return [s for p in _parts(tensor) for s in ([p.untyped_storage()] if p is tensor else storages(p))]
         except NotImplementedError:  # a subclass that keeps its values elsewhere
             return []
+
+
+def in_one_storage(tensor: torch.Tensor) -> bool:
+    """Whether its shape and strides say where in its only storage its elements are."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def _parts(tensor: Any) -> tuple[torch.Tensor, ...]:
