@@ -405,7 +405,7 @@ class Flow:
 
 def _is_part(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
     """Whether other tensors may be in the same storage."""
-    return tensor.numel() * tensor.element_size() != storage.nbytes() and in_one_storage(tensor)
+    return in_one_storage(tensor) and tensor.numel() * tensor.element_size() != storage.nbytes()
 
 
 def _named(value: Any, kind: str) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
