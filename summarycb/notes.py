@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from summarycb.collect.calls import BACKWARD, OUTSIDE, UNPLACED
-from summarycb.collect.dataflow import MOST_PARTS
 from summarycb.collect.modules import Held
+from summarycb.collect.origins import MOST_PARTS
 from summarycb.records import Records
 from summarycb.specs import BufferSpec, ParameterSpec
 from summarycb.step import Note

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import summarycb
 from summarycb import ModelSummary, SummaryWarning
 from summarycb.collect import dataflow as collector
+from summarycb.collect import origins
 from summarycb.graph import contract
 from tests.trainings import CASES, NOTHING, everything, left_behind, loss_of
 
@@ -56,6 +57,18 @@ def observed(model: nn.Module, *inputs: torch.Tensor) -> ModelSummary:
 
 def linear() -> nn.Linear:
     return nn.Linear(4, 4)
+
+
+def holding(name: str, made: nn.Module) -> nn.Module:
+    made.register_buffer(name, torch.zeros(2, 4))
+    return made
+
+
+class Any4(nn.Module):
+    """Takes a vector of any length."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum().expand(4)
 
 
 def in_place(self: Any, x: Any) -> Any:
@@ -98,6 +111,52 @@ def masked(self: Any, x: Any) -> Any:
     h = self.a(x) + self.b(x)
     h[:, 0] = 0
     return {"y": self.c(h), "left": h[:, :1] * 2}
+
+
+def a_row_of_columns(self: Any, x: Any) -> Any:
+    h = self.a(x).clone()
+    h[:, :2], h[:, 2:] = self.b(x)[:, :2], self.c(x)[:, 2:]
+    return self.d(h[0])
+
+
+def windows(self: Any, x: Any) -> Any:
+    h = self.a(x).flatten()
+    h[2:6] = self.b(x)[0]
+    h[4:] = self.c(x)[0]
+    h[:2] = 0
+    return {"y": self.d(h[3:7]), "all": self.d(h)}
+
+
+def a_view_that_overlaps_itself(self: Any, x: Any) -> Any:
+    h = self.a(x).flatten()
+    h[:5].unfold(0, 2, 1).copy_(self.b(x)[:1, :1])
+    return self.c(h[:4]) + self.d(h)
+
+
+def a_cache(self: Any, x: Any) -> Any:
+    self.cache[:, :2] = self.k(x)[:, :2].detach()
+    return self.q(x) * self.o(self.cache)
+
+
+def a_row_of_ones(self: Any, x: Any) -> Any:
+    return torch.ones_like(self.b(x)) * self.a(x) + torch.zeros_like(self.b(x)).bernoulli_(0.5)
+
+
+class Keeps(nn.Module):
+    """A leaf that writes what it is given into a tensor that another module holds, and into its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("own", torch.zeros(2, 4))
+
+    def forward(self, cache: torch.Tensor, x: torch.Tensor) -> None:
+        cache[:, :2] = x[:, :2]
+        self.own.copy_(x)
+
+
+def kept_by_a_leaf(self: Any, x: Any) -> Any:
+    self.keep(self.cache, self.a(x).detach())
+    return self.b(self.cache) * self.c(self.keep.own) * x.detach().requires_grad_()
 
 
 def shared(self: Any, x: Any) -> Any:
@@ -176,6 +235,46 @@ FLOWS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
             # the last three columns are c's, so the first alone is b's; a runs, and nothing of it is read
             "input", "a <- input", "b <- input", "c <- input", "d <- c", "add <- b", "y <- d", "left <- add",
             "sum <- y", "loss <- sum",
+        ],
+    ),
+    "columns are written, a row is read": (
+        lambda: module(a_row_of_columns, a=linear(), b=linear(), c=linear(), d=linear()),
+        X,
+        ["input", "a <- input", "b <- input", "c <- input", "d <- b, c", "output <- d", *LOSS],
+    ),
+    "windows that overlap": (
+        lambda: module(windows, a=linear(), b=linear(), c=linear(), d=Any4()),
+        X,
+        [
+            "input", "a <- input", "b <- input", "c <- input", "d #1 <- b, c", "d #2 <- b, c", "y <- d #1",
+            "all <- d #2", "sum <- y", "loss <- sum",
+        ],
+    ),
+    "a view that overlaps itself is written": (
+        lambda: module(a_view_that_overlaps_itself, a=linear(), b=linear(), c=Any4(), d=Any4()),
+        X,
+        [
+            "input", "a <- input", "b <- input", "c <- b", "d <- a, b", "add <- c, d", "output <- add", *LOSS
+        ],
+    ),
+    "a buffer keeps what a module gave": (
+        lambda: holding("cache", module(a_cache, k=linear(), q=linear(), o=linear())),
+        X,
+        ["input", "k <- input", "q <- input", "o <- k", "mul <- q, o", "output <- mul", *LOSS],
+    ),
+    "a leaf writes into buffers, another's and its own": (
+        lambda: holding("cache", module(kept_by_a_leaf, keep=Keeps(), a=linear(), b=linear(), c=linear())),
+        X,
+        [
+            "input", "a <- input", "keep <- a", "b <- keep", "c <- keep", "mul.1 <- b, c", "mul.2 <- mul.1, input",
+            "output <- mul.2", *LOSS,
+        ],
+    ),
+    "what is made like a tensor has nothing of it": (
+        lambda: module(a_row_of_ones, a=linear(), b=linear()),
+        X,
+        [
+            "input", "b #1 <- input", "a <- input", "mul <- a", "b #2 <- input", "add <- mul", "output <- add", *LOSS
         ],
     ),
     "zeros are written": (
@@ -395,10 +494,68 @@ def test_more_parts_than_are_told_apart_are_said(monkeypatch: pytest.MonkeyPatch
     model = module(one_after_the_other, a=build(), b=nn.Linear(1, 1))
     reads = ["b <- a #1", "b <- join"]
     for most, read in ((4, reads[0]), (3, reads[1])):
-        monkeypatch.setattr(collector, "MOST_PARTS", most)
+        monkeypatch.setattr(origins, "MOST_PARTS", most)
         summary = observed(model, X)
         assert read in lines(summary, depth=1)
         assert [note.kind for note in summary.notes] == ["dataflow"] * (most == 3)
+
+
+class Outputs(nn.Module):
+    """Two outputs that are one storage, or one tensor."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a = how, linear()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = self.a(x)
+        if self.how == "a part and the whole":
+            return h[:, 0], h
+        return {"logits": h, "other": h if self.how == "twice the same" else h.detach()}
+
+
+@pytest.mark.parametrize("how", ["detached", "twice the same", "a part and the whole"])
+def test_the_loss_is_of_the_output_that_it_was_made_of(how: str) -> None:
+    summary = observed(Outputs(how), X) if how == "a part and the whole" else None
+    if summary is None:
+        with summarycb.observe(model := Outputs(how)) as observation:
+            model(X)["logits"].sum().backward()
+        summary = observation.summary
+    assert summary is not None
+    assert [line for line in lines(summary) if line.startswith("sum")] == [
+        "sum <- output 0" if how == "a part and the whole" else "sum <- logits"
+    ]
+
+
+def test_each_of_two_losses_that_one_backward_begins_with() -> None:
+    model = module(shared_ends, a=linear(), b=linear())
+    with summarycb.observe(model) as observation:
+        first, second = model(X)
+        torch.autograd.backward([first.sum(), second.sum()])
+    assert observation.summary is not None
+    assert lines(observation.summary)[-4:] == [
+        "sum.1 <- output 0", "sum.2 <- output 1", "loss 0 <- sum.1", "loss 1 <- sum.2"
+    ]  # fmt: skip
+
+
+def shared_ends(self: Any, x: Any) -> Any:
+    return self.a(x), self.b(x)
+
+
+def a_growing_prefix(self: Any, x: Any) -> Any:
+    h, out = x, torch.zeros(2, 150, 4)
+    for step in range(150):
+        out[:, step] = self.a(h)
+        h = out[:, : step + 1].mean(1)
+    return h
+
+
+def test_each_read_of_a_growing_prefix_is_of_all_that_was_written() -> None:
+    """150 slices, the k-th read of k of them: 1 + ... + 150 = 11,325 edges into means."""
+    summary = observed(module(a_growing_prefix, a=linear()), X)
+    flow = summary.dataflow
+    assert flow is not None
+    assert sum(len(node.inputs) for node in flow.nodes if node.name == "mean") == 150 * 151 // 2
 
 
 def test_it_is_of_what_ran_before_the_first_backward_and_says_so() -> None:

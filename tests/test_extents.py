@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from summarycb.collect.extents import Extent, extent, overlap, within
+from summarycb.collect.extents import Extent, common, extent, overlap, within, without
 
 
 def view_of(tensor: torch.Tensor, seed: int) -> torch.Tensor:
@@ -34,7 +34,7 @@ def view_of(tensor: torch.Tensor, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(24,), (4, 6), (3, 4, 5), (2, 3, 4, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=str)
 def test_two_views_of_one_storage(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """``overlap`` is exact. ``within`` is never wrong, and seldom does not know."""
+    """``overlap`` and ``common`` are exact. ``within`` is never wrong, and seldom does not know."""
     base, places = torch.zeros(shape, dtype=dtype), torch.arange(torch.Size(shape).numel()).view(shape)
     inside = known = 0
     for seed in range(0, 2_000, 2):
@@ -42,6 +42,9 @@ def test_two_views_of_one_storage(shape: tuple[int, ...], dtype: torch.dtype) ->
         (of_a, of_b) = (extent(view_of(base, seed + k)) for k in range(2))
         assert (of_a.bytes, of_b.bytes) == (len(a) * dtype.itemsize, len(b) * dtype.itemsize)
         assert overlap(of_a, of_b) is not a.isdisjoint(b)
+        assert common(of_a, of_b) == len(a & b) * dtype.itemsize
+        left = without(of_a, of_b)
+        assert left == [of_a] or sum(run.bytes or 0 for run in left) == len(a - b) * dtype.itemsize
         inside += a <= b
         known += within(of_a, of_b)
         assert a <= b or not within(of_a, of_b)
@@ -56,6 +59,14 @@ def test_views_of_other_types_share_bytes() -> None:
     assert [overlap(extent(second), extent(floats.view(torch.int8)[at : at + 1])) for at in (3, 4, 7, 8)] == [
         False, True, True, False
     ]  # fmt: skip
+
+
+def test_steps_that_reach_a_byte_twice() -> None:
+    """Windows of two floats at each of the first four: how many bytes they have is not said, and none are counted."""
+    windows = extent(torch.zeros(6)[:5].unfold(0, 2, 1))
+    assert windows == Extent(0, 20, None, ((4, 4), (1, 8)))
+    assert common(windows, extent(torch.zeros(6))) == 0
+    assert overlap(windows, extent(torch.zeros(6)[4:]))
 
 
 def test_neighbours_are_one_dimension_and_nothing_overlaps_nothing() -> None:

@@ -35,7 +35,7 @@ class Kind:
         self.views = (aliases and not lifts) or name in ("_unsafe_view", "_reshape_alias")
         self.copies = name in ("clone", "_to_copy", "copy_")
         self.ones = name == "ones_like"
-        self.makes = not self.ones and (
+        self.makes = (
             lifts
             or name.endswith("_like")
             or name.startswith("new_")
@@ -71,7 +71,10 @@ _NAMES = {
 }
 
 
-_OVERWRITE = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "exponential_"}
+_OVERWRITE = {
+    *("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "exponential_"),
+    *("bernoulli_", "cauchy_", "geometric_", "log_normal_"),
+}
 """Of what they write to they read nothing."""
 
 
