@@ -254,7 +254,7 @@ FLOWS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
         lambda: module(a_view_that_overlaps_itself, a=linear(), b=linear(), c=Any4(), d=Any4()),
         X,
         [
-            "input", "a <- input", "b <- input", "c <- b", "d <- a, b", "add <- c, d", "output <- add", *LOSS
+            "input", "a <- input", "b <- input", "c <- a, b", "d <- a, b", "add <- c, d", "output <- add", *LOSS
         ],
     ),
     "a buffer keeps what a module gave": (

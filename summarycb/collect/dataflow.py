@@ -146,7 +146,9 @@ class Flow:
         if owner is not None:
             slot = self._calls.made[call].slot
             for tensor in read:
-                self._read(owner, self._sources(tensor, slot))
+                found = self._origins.sources(tensor, slot)
+                if found != [(owner, None)]:  # most of what a layer reads it has made
+                    self._read(owner, self._told(tensor, found))
             for tensor in kind.writes(args, kwargs, out):
                 self._origins.wrote(tensor, owner, slot)
             return
@@ -194,9 +196,11 @@ class Flow:
         self._nodes.append(node)
         return len(self._nodes) - 1
 
-    def _sources(self, tensor: torch.Tensor, reader: int | None = None) -> list[Source]:
+    def _sources(self, tensor: torch.Tensor) -> list[Source]:
         """The nodes that a tensor comes from, each with the shape in which it is there."""
-        found = self._origins.sources(tensor, reader)
+        return self._told(tensor, self._origins.sources(tensor))
+
+    def _told(self, tensor: torch.Tensor, found: list[Source]) -> list[Source]:
         return [(self._node(node), self._spec(tensor) if like is None else like) for node, like in found]
 
     def _node(self, node: int) -> int:

@@ -152,7 +152,12 @@ class Origins:
         """
         view = self._tensors.get(id(tensor)) if self._tensors else None
         found: dict[int, int | None] = {}
-        for storage in storages(tensor):
+        behind = storages(tensor)
+        if view is None and len(behind) == 1:  # most often
+            known = self._storages.get(behind[0]._cdata)
+            if known is not None and not known.parts and known.holder is None:
+                return [] if known.write.node == NOWHERE else [(known.write.node, None)]
+        for storage in behind:
             known = self._storages.get(storage._cdata)
             if known is None and view is None:
                 known = self._know_storage(storage, _Write(self._before(), _BEFORE, None))
