@@ -282,6 +282,23 @@ def test_names_are_drawn_as_they_are_written() -> None:
     assert_whole(memory)
 
 
+def test_names_cannot_break_a_figure() -> None:
+    """Neither a line break, nor what turns the direction of text, nor what no font has, nor half a surrogate pair."""
+    first = replace(FC, path="\u202eevil", name="\u202eevil", type_name="T\x1b[31m")
+    second = replace(HEAD, path="two\nlines\t", name="two\nlines\t", type_name="Head\u2066\ud800")
+    timeline = tuple(
+        [Moment("forward", module.path, 1, 0, 0, 0, at, 0, 0, 0) for at, module in enumerate((first, second))]
+    )
+    summary = replace(SUMMARY, root=replace(ROOT, children=(first, second)), memory=Memory(timeline=timeline))
+    costs, memory = summary.plot_costs(), summary.plot_memory()
+    assert list(bars(costs)) == [" evil", "two lines ", "(outside)"]
+    assert legend(costs) == ["T [31m", "Head \\ud800", "loss, etc."]
+    assert [label.get_text() for label in memory.axes[0].get_xticklabels()] == [" evil", "two lines "]
+    assert notes(memory.axes[0]) == ["peak 2 B, forward of two lines "]
+    assert_whole(costs)  # matplotlib warns where a font lacks a character, and here a warning is an error
+    assert_whole(memory)
+
+
 def test_a_figure_needs_no_display_and_changes_nothing() -> None:
     """Made without pyplot or torch, and matplotlib's settings stay as they were."""
     code = (

@@ -298,5 +298,6 @@ def _scale(most: int, in_bytes: bool) -> tuple[int, str]:
 
 
 def _short(name: str) -> str:
-    """The end of a long name: there its module is."""
+    """The name on one line, and of a long one the end: there its module is."""
+    name = units.clean(name).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be drawn
     return name if len(name) <= _MOST_TEXT else f"…{name[1 - _MOST_TEXT :]}"
