@@ -185,6 +185,12 @@ def test_types_without_a_colour_of_their_own_are_together() -> None:
     assert bars(figure) == {"Net": {"A": 9, "B": 8, "C": 7, "D": 6, "E": 5, "F": 4, "G": 3, "other types": 2 + 1}}
 
 
+def test_a_type_whose_name_begins_with_an_underscore_is_in_the_legend() -> None:
+    private = replace(FC, type_name="_Linear")
+    figure = replace(SUMMARY, root=replace(ROOT, children=(private, HEAD))).plot_costs()
+    assert legend(figure) == ["_Linear", "Head", "loss, etc."]
+
+
 def test_wrong_arguments_say_what_is_allowed() -> None:
     with pytest.raises(SummaryError, match=r"^there is no metric 'flops'; allowed: params, .*, weight_copies$"):
         SUMMARY.plot_costs(metric="flops")

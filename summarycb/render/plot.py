@@ -283,7 +283,8 @@ def _finish(figure: Figure, axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.5)
     axes.tick_params(length=0, labelsize=_FONT)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=_FONT, handlelength=1)
+    drawn = [*axes.containers, *axes.collections]  # said, because a type's name may begin with "_", which else hides it
+    figure.legend(handles=drawn, loc="outside upper left", ncols=4, frameon=False, fontsize=_FONT, handlelength=1)
 
 
 def _scale(most: int, in_bytes: bool) -> tuple[int, str]:
