@@ -136,7 +136,11 @@ class Forms:
         return to_fragment(self._summary)
 
     def to_csv(self, *, outside: bool = False) -> str:
-        """One line a module, as in :meth:`to_dataframe`; empty where unknown."""
+        """One line a module, as in :meth:`to_dataframe`; empty where unknown.
+
+        Names are written as they are, so that they come back. A spreadsheet takes one that begins with ``=``, ``+``,
+        ``-`` or ``@`` for a formula: import the columns of a model that is not your own as text.
+        """
         from summarycb.render.exports import to_csv
 
         return to_csv(self._summary, outside=outside)
