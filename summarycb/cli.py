@@ -11,7 +11,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except BrokenPipeError:  # whoever reads has enough, as ``head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (SummaryError, OSError, ModuleNotFoundError) as error:
+    except (SummaryError, ModuleNotFoundError) as error:
         print(f"summarycb: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"summarycb: {error.strerror if error.filename is None else error}", file=sys.stderr)
         return 2
     except Exception as error:
         print(f"summarycb: {type(error).__name__}: {error}", file=sys.stderr)
@@ -117,7 +121,8 @@ def _show(options: argparse.Namespace) -> None:
         from summarycb.view import Selection, select
 
         layout = {"width": choices.pop("width", _width()), "ascii_only": choices.pop("ascii_only", False)}
-        draw(select(summary, Selection(**choices)), **layout)
+        with _standard_output():
+            draw(select(summary, Selection(**choices)), **layout)
     else:
         _put(method(form)(summary, **choices), form, options.output)
 
@@ -145,7 +150,8 @@ def _compare(options: argparse.Namespace) -> None:
     if options.format == "text" and options.output is None:
         from summarycb.render.terminal import draw
 
-        draw(comparison.view(), width=_width())
+        with _standard_output():
+            draw(comparison.view(), width=_width())
     else:
         made = {"text": comparison.to_text, "markdown": comparison.to_markdown, "json": comparison.to_json}
         _put(made[options.format](), options.format, options.output)
@@ -154,12 +160,26 @@ def _compare(options: argparse.Namespace) -> None:
 def _put(text: str, form: str, output: str | None) -> None:
     from summarycb.forms import write
 
-    if output is None:
+    if output is not None:
+        write(text, Path(output))
+        return
+    with _standard_output():
         if form in _UTF8 and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")
         print(_encodable(text, form), end="" if text.endswith("\n") else "\n", flush=True)
-    else:
-        write(text, Path(output))
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Where it is written to: what it cannot take is said of it."""
+    if sys.stdout is None:  # as after >&-
+        raise SummaryError("cannot write to standard output: it is closed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to standard output: {error.strerror}") from None
 
 
 _UTF8 = ("html", "svg")  # they say so of themselves

@@ -15,6 +15,8 @@ import zlib
 from summarycb.errors import SummaryError
 
 _OPENING, _CLOSING = '<script type="application/json+gzip+base64" id="summarycb">', "</script>"
+_TITLE = " · summarycb</title>"
+"""In the head of every page that is written."""
 _EMBEDDED = re.compile(re.escape(_OPENING) + r"\s*([A-Za-z0-9+/=\s]*)" + re.escape(_CLOSING))
 
 
@@ -28,10 +30,10 @@ def embed(json: str) -> str:
 def extract(page: str, most_bytes: int) -> str:
     """The JSON that :func:`embed` put into ``page``. Raises :class:`SummaryError` where there is none that it wrote."""
     found = _EMBEDDED.search(page)
-    if found is None and not page.rstrip().endswith("</html>"):
+    if found is None and _TITLE in page and not page.rstrip().endswith("</html>"):
         raise SummaryError("the page is cut short: it ends before the summary that a page of summarycb holds")
     if found is None:
-        raise SummaryError("not a page that summarycb wrote: it holds no summary")
+        raise SummaryError("it holds no summary: not a page that summarycb wrote, or only the first bytes of one")
     try:
         packed = base64.b64decode("".join(found[1].split()), validate=True)
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:

@@ -46,9 +46,17 @@ def form_of(path: Path) -> str:
 
 
 def write(text: str, target: Path) -> Path:
-    """One line break ends the file. Half a surrogate pair in a name is written as its escape, which JSON reads back."""
+    """One line break ends the file. Half a surrogate pair in a name is written as its escape, which JSON reads back.
+
+    The OSError of a file that cannot be written says in its ``strerror`` what was attempted, too.
+    """
     text = text if text.endswith("\n") else f"{text}\n"
-    target.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    try:
+        target.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        nowhere = isinstance(error, FileNotFoundError) and not target.parent.exists()
+        reason = f"the folder {target.parent} does not exist" if nowhere else error.strerror
+        raise OSError(error.errno, f"cannot write {target}: {reason}") from None
     return target
 
 
@@ -128,7 +136,11 @@ class Forms:
         return to_fragment(self._summary)
 
     def to_csv(self, *, outside: bool = False) -> str:
-        """One line a module, as in :meth:`to_dataframe`; empty where unknown."""
+        """One line a module, as in :meth:`to_dataframe`; empty where unknown.
+
+        Names are written as they are, so that they come back. A spreadsheet takes one that begins with ``=``, ``+``,
+        ``-`` or ``@`` for a formula: import the columns of a model that is not your own as text.
+        """
         from summarycb.render.exports import to_csv
 
         return to_csv(self._summary, outside=outside)

@@ -261,7 +261,7 @@ class _Table:
         if hidden:
             asked = self._selection.depth
             why = "" if depth == asked else f"; depth={asked} would be more than {MOST_ROWS} rows"
-            yield f"▸ has more below: {hidden:,} modules{why}; depth=None shows all"
+            yield f"▸ has more below: {hidden:,} modules{why}; depth=None (--depth -1) shows all"
 
     def _cells(self, item: Item) -> tuple[str, ...]:
         return tuple([cell(self._summary, item, column) for column in self._columns])

@@ -180,6 +180,35 @@ def test_an_error_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captur
     assert output.err == f"summarycb: {tmp_path}/none.json: No such file or directory\n"
 
 
+def test_a_file_that_cannot_be_written_says_what_and_why(
+    stored: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``summary.save`` says the same, in an OSError of the kind that it is."""
+    (tmp_path / "folder.txt").mkdir()
+    for target, kind, said in (
+        (tmp_path / "none" / "a.txt", FileNotFoundError, f"the folder {tmp_path}/none does not exist"),
+        (tmp_path / "a.json" / "a.txt", NotADirectoryError, "Not a directory"),
+        (tmp_path / "folder.txt", IsADirectoryError, "Is a directory"),
+    ):
+        assert main(["show", stored[0], "-o", str(target)]) == 2
+        assert capsys.readouterr() == ("", f"summarycb: cannot write {target}: {said}\n")
+        with pytest.raises(kind) as caught:
+            SUMMARY.save(target)
+        assert str(caught.value) == f"[Errno {caught.value.errno}] cannot write {target}: {said}"
+
+
+@pytest.mark.parametrize(("where", "why"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")])
+def test_a_standard_output_that_takes_nothing(stored: tuple[str, str], where: str, why: str) -> None:
+    """Said of each way to write to it, with status 2; a file is still written."""
+    a, b = stored
+    asked = [f"show {a}", f"show {a} --format json", f"compare {a} {b}", f"compare {a} {b} -o {a}.txt"]
+    commands = [f"{sys.executable} -m summarycb {arguments} {where}; echo $? >&2" for arguments in asked]
+    done = subprocess.run(["sh", "-c", "\n".join(commands)], capture_output=True, text=True, check=False, timeout=60)
+    said = f"summarycb: cannot write to standard output: {why}\n2\n"
+    assert (done.stdout, done.stderr) == ("", f"{said * 3}0\n")
+    assert Path(f"{a}.txt").read_text() == COMPARED + "\n"
+
+
 def test_a_depth_or_column_that_does_not_exist(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["show", stored[0], "--depth", "-2"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -71,6 +73,18 @@ def test_a_csv_holds_any_name() -> None:
     text = replace(SUMMARY, root=replace(ROOT, children=(odd,))).to_csv()
     _, row = csv.DictReader(text.splitlines(keepends=True))
     assert (row["path"], row["total_params"], row["total_forward_macs"], row["calls"]) == ('a"b,\nc', "15", "", "")
+
+
+NAMES = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "'=1", "a\rb", "a\r\nb", "\r\n", "\t=1", '"', " a ", "网"]
+
+
+def test_a_csv_gives_every_name_back_to_pandas() -> None:
+    """As it is, also where a spreadsheet would take it for a formula."""
+    odd = [replace(FC, path=name, name=name, type_name=name, config=name) for name in NAMES]
+    text = replace(SUMMARY, root=replace(ROOT, children=tuple(odd))).to_csv()
+    read = pandas.read_csv(io.StringIO(text, newline=""), keep_default_na=False)
+    for column in ("path", "type", "config"):
+        assert list(read[column])[1:] == NAMES
 
 
 def test_the_figures_that_are_each_modules_own_sum_to_the_steps() -> None:

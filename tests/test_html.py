@@ -278,6 +278,10 @@ def test_a_name_that_utf8_cannot_hold() -> None:
     assert serialize.loads(extract(page, serialize.MAX_BYTES)).root == odd
 
 
+NO_SUMMARY = "it holds no summary: not a page that summarycb wrote, or only the first bytes of one"
+CUT = "the page is cut short: it ends before the summary that a page of summarycb holds"
+
+
 def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.html"
 
@@ -288,7 +292,8 @@ def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: py
         assert str(caught.value).startswith(f"{page}: ")
         return str(caught.value).removeprefix(f"{page}: ")
 
-    assert refused("<html></html>") == "not a page that summarycb wrote: it holds no summary"
+    for other in ("<html></html>", "<!doctype html><title>Notes</title><p>about summarycb", "", "{}"):
+        assert refused(other) == NO_SUMMARY
     whole = embed(SUMMARY.to_json())
     assert refused(whole.replace("H4sI", "H4sJ")).startswith("the summary in it is damaged: ")
     start = whole.index(">") + 1
@@ -300,19 +305,23 @@ def test_a_page_that_holds_no_summary_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_page_that_is_cut_short_says_so(tmp_path: Path) -> None:
-    """Wherever it is cut; what is cut only after the summary has all of it, by its checksum, and is loaded."""
+    """Wherever it is cut after its title, by which it is known; what is cut only after the summary has all of it, by
+    its checksum, and is loaded.
+    """
     page = tmp_path / "page.html"
     whole = hostile().to_html().encode()
     start = whole.index(b'<script type="application')
     end = whole.index(b"</script>", start) + len(b"</script>")
-    within_a_character = whole.index("·".encode()) + 1
-    for size in (0, 1, 100, within_a_character, len(whole) // 3, start, start + 9, start + 90, end - 10, end - 1):
+    titled = whole.index(b"</title>") + len(b"</title>")
+    within_a_character = whole.index("·".encode(), titled) + 1
+    for size in (
+        *(0, 1, 100, whole.index("·".encode()) + 1, titled - 1),
+        *(titled, within_a_character, len(whole) // 3, start, start + 9, start + 90, end - 10, end - 1),
+    ):
         page.write_bytes(whole[:size])
         with pytest.raises(SummaryError) as caught:
             summarycb.load(page)
-        assert str(caught.value) == (
-            f"{page}: the page is cut short: it ends before the summary that a page of summarycb holds"
-        )
+        assert str(caught.value) == f"{page}: {CUT if size >= titled else NO_SUMMARY}"
     for size in (end, end + 1, len(whole) - 1):
         page.write_bytes(whole[:size])
         assert summarycb.load(page) == hostile()

@@ -185,6 +185,12 @@ def test_types_without_a_colour_of_their_own_are_together() -> None:
     assert bars(figure) == {"Net": {"A": 9, "B": 8, "C": 7, "D": 6, "E": 5, "F": 4, "G": 3, "other types": 2 + 1}}
 
 
+def test_a_type_whose_name_begins_with_an_underscore_is_in_the_legend() -> None:
+    private = replace(FC, type_name="_Linear")
+    figure = replace(SUMMARY, root=replace(ROOT, children=(private, HEAD))).plot_costs()
+    assert legend(figure) == ["_Linear", "Head", "loss, etc."]
+
+
 def test_wrong_arguments_say_what_is_allowed() -> None:
     with pytest.raises(SummaryError, match=r"^there is no metric 'flops'; allowed: params, .*, weight_copies$"):
         SUMMARY.plot_costs(metric="flops")
@@ -279,6 +285,23 @@ def test_names_are_drawn_as_they_are_written() -> None:
         (False, False)
     }
     assert_whole(costs)
+    assert_whole(memory)
+
+
+def test_names_cannot_break_a_figure() -> None:
+    """Neither a line break, nor what turns the direction of text, nor what no font has, nor half a surrogate pair."""
+    first = replace(FC, path="\u202eevil", name="\u202eevil", type_name="T\x1b[31m")
+    second = replace(HEAD, path="two\nlines\t", name="two\nlines\t", type_name="Head\u2066\ud800")
+    timeline = tuple(
+        [Moment("forward", module.path, 1, 0, 0, 0, at, 0, 0, 0) for at, module in enumerate((first, second))]
+    )
+    summary = replace(SUMMARY, root=replace(ROOT, children=(first, second)), memory=Memory(timeline=timeline))
+    costs, memory = summary.plot_costs(), summary.plot_memory()
+    assert list(bars(costs)) == [" evil", "two lines ", "(outside)"]
+    assert legend(costs) == ["T [31m", "Head \\ud800", "loss, etc."]
+    assert [label.get_text() for label in memory.axes[0].get_xticklabels()] == [" evil", "two lines "]
+    assert notes(memory.axes[0]) == ["peak 2 B, forward of two lines "]
+    assert_whole(costs)  # matplotlib warns where a font lacks a character, and here a warning is an error
     assert_whole(memory)
 
 

@@ -375,10 +375,12 @@ def test_levels_that_would_be_more_than_thirty_rows_are_closed() -> None:
     assert len(shown(net(6))) == 2 + 4 + 4 * 6 == 30
     assert [row[0] for row in shown(net(7))] == ["Net", "s0 ▸", "s1 ▸", "s2 ▸", "s3 ▸", "(outside)"]
     assert select(net(7)).notes[0] == (
-        "▸ has more below: 25 modules; depth=3 would be more than 30 rows; depth=None shows all"
+        "▸ has more below: 25 modules; depth=3 would be more than 30 rows; depth=None (--depth -1) shows all"
     )
     assert len(shown(net(7), depth=None)) == len(shown(net(7), fold=False)) == 31
-    assert select(net(6), Selection(depth=1)).notes[0] == "▸ has more below: 24 modules; depth=None shows all"
+    assert (
+        select(net(6), Selection(depth=1)).notes[0] == "▸ has more below: 24 modules; depth=None (--depth -1) shows all"
+    )
 
 
 def test_of_more_children_than_rows_the_rest_are_one() -> None:
@@ -393,7 +395,10 @@ def test_of_more_children_than_rows_the_rest_are_one() -> None:
         ("… 35 more ▸", f"{35 * 15:,}", "Linear"),
         ("(outside)", "0", "loss, etc."),
     ]
-    assert select(summary, Selection(depth=1)).notes[0] == "▸ has more below: 35 modules; depth=None shows all"
+    assert (
+        select(summary, Selection(depth=1)).notes[0]
+        == "▸ has more below: 35 modules; depth=None (--depth -1) shows all"
+    )
     for every in (shown(summary, depth=None), shown(summary, fold=False), shown(summary, filter="l*")):
         assert len(every) == 2 + 60
     grown = tuple(

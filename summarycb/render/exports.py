@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from summarycb import __version__
@@ -51,13 +51,14 @@ def _record(module: ModuleSummary) -> dict[str, Cell]:
 
 
 def to_csv(summary: ModelSummary, *, outside: bool = False) -> str:
-    """The records with a header line; an unknown figure is empty, and so is the root's path."""
+    """The records with a header line; an unknown figure is empty, and so is the root's path. Names are as they are."""
     rows = records(summary, outside=outside)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    lines: list[str] = []
+    # before Python 3.13 a line break in a name is quoted only where it is also one of those that end the lines
+    writer = csv.DictWriter(SimpleNamespace(write=lines.append), list(rows[0]), lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(rows)
-    return file.getvalue()
+    return "".join([line.removesuffix("\r\n") + "\n" for line in lines])
 
 
 _PROFILES = {

@@ -283,7 +283,8 @@ def _finish(figure: Figure, axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.5)
     axes.tick_params(length=0, labelsize=_FONT)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=_FONT, handlelength=1)
+    drawn = [*axes.containers, *axes.collections]  # said, because a type's name may begin with "_", which else hides it
+    figure.legend(handles=drawn, loc="outside upper left", ncols=4, frameon=False, fontsize=_FONT, handlelength=1)
 
 
 def _scale(most: int, in_bytes: bool) -> tuple[int, str]:
@@ -298,5 +299,6 @@ def _scale(most: int, in_bytes: bool) -> tuple[int, str]:
 
 
 def _short(name: str) -> str:
-    """The end of a long name: there its module is."""
+    """The name on one line, and of a long one the end: there its module is."""
+    name = units.clean(name).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be drawn
     return name if len(name) <= _MOST_TEXT else f"…{name[1 - _MOST_TEXT :]}"
