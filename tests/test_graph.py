@@ -109,6 +109,51 @@ def test_branches_are_drawn_once_with_what_they_read_and_give() -> None:
     ]  # fmt: skip
 
 
+class Joined(Stack):
+    """All layers are joined; each reads the one before, or all read the same."""
+
+    def __init__(self, in_a_row: bool) -> None:
+        super().__init__(12)
+        self.in_a_row = in_a_row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        outs = []
+        for layer in self.layers:
+            outs.append(layer(x))
+            x = outs[-1] if self.in_a_row else x
+        return torch.cat(outs, 1)
+
+
+class Scan(nn.Module):
+    """Each step has a result of its own; what is handed on is the state alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, outs = x[:, 0], []
+        for step in range(5):
+            state = self.mix(x[:, step]) * state
+            outs.append(self.head(state))
+        return torch.stack(outs, 1)
+
+
+def test_what_follows_each_other_is_told_from_what_stands_side_by_side() -> None:
+    """In all forms, where it is one node and where it is several; of several it says so once."""
+    chain, branches = (observed(Joined(in_a_row), torch.rand(2, 4)) for in_a_row in (True, False))
+    for to in (to_svg, to_dot, to_mermaid):
+        assert [to(contract(one)).count("in a row") for one in (chain, branches)] == [1, 0]
+    labels = [[line for line in one.to_mermaid().splitlines() if "layers" in line] for one in (chain, branches)]
+    assert labels == [
+        ['  n2["layers.0-11 ×12 in a row<br>Linear"]'], ['  n2["layers.0-11 ×12<br>Linear"]']
+    ]  # fmt: skip
+    scan = observed(Scan(), torch.rand(2, 5, 4))
+    assert [(group.in_a_row, len(group.nodes)) for group in contract(scan).groups] == [(True, 3)]
+    assert [form.count("×5 in a row") for form in (scan.to_svg(), scan.to_dot(), scan.to_mermaid())] == [1, 1, 1]
+
+
 class Recurrent(nn.Module):
     """The states of all steps are joined, by a stack or in the slices of one tensor; or of the first three alone."""
 
@@ -308,7 +353,7 @@ MERMAID = """\
 flowchart TD
   n0(["input"])
   n1["first<br>Linear"]
-  subgraph g0["layers.0-4 ×5"]
+  subgraph g0["layers.0-4 ×5 in a row"]
     n2["layers.0-4<br>Linear"]
     n3("add")
   end

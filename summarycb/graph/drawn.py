@@ -42,11 +42,16 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A sequence that ran ``times`` times and is drawn once; what goes from one to the next is left out."""
+    """A sequence that ran ``times`` times and is drawn once, the outermost first.
+
+    ``in_a_row`` is that each round was given something by the one before it, which is left out; else they stand side by
+    side.
+    """
 
     label: str
     times: int
     nodes: tuple[int, ...]
+    in_a_row: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,8 @@ def drawn(contracted: Contracted, folded: Folded) -> Graph:
     for repeat in folded.repeats:
         within = {folded.first(number) for number in repeat.units}
         within |= {giver for giver, found in readers.items() if found <= within}
-        groups.append(Group(clean(repeat.label), repeat.times, tuple(sorted([place[first] for first in within]))))
+        nodes = tuple(sorted([place[first] for first in within]))
+        groups.append(Group(clean(repeat.label), repeat.times, nodes, repeat.in_a_row))
     return Graph(
         nodes=tuple(
             [_node(place[first], units[first], len(found), names.get(first)) for first, found in copies.items()]

@@ -22,11 +22,15 @@ _FEWEST_OPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A sequence that ran ``times`` times, and the units of the first."""
+    """A sequence that ran ``times`` times, and the units of the first.
+
+    ``in_a_row`` is that each round was given something by the one before it; else they stand side by side.
+    """
 
     label: str
     times: int
     units: Sequence[int]
+    in_a_row: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ class _Fold:
                     for copy in rounds[1:]:
                         self.folded.drawn_as.update(zip(copy, rounds[0], strict=True))
                     self.folded.steps.update(steps)
-                    self.folded.repeats.append(Repeat(of_several(paths), times, rounds[0]))
+                    self.folded.repeats.append(Repeat(of_several(paths), times, rounds[0], bool(steps)))
                     kept += parts[start : start + period]
                     start = end
                     break

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from math import prod
 from xml.sax.saxutils import escape, quoteattr
 
@@ -84,8 +85,8 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
     edges = [(edge.source, edge.target) for edge in graph.edges]
     groups = _drawn(graph)
     while True:  # a group that cannot be told from what is beside it is told by numbers, for which there must be room
-        times = {node.id: _times(node, groups) for node in graph.nodes}
-        sizes = {node.id: _size(node, times[node.id]) for node in graph.nodes}
+        many = {node.id: _many(node, graph, groups) for node in graph.nodes}
+        sizes = {node.id: _size(node, many[node.id]) for node in graph.nodes}
         placed = LAYOUTS[layout](sizes, edges, _last(graph))
         boxes = _Boxes(graph, placed, sizes)
         bands = [(group, box) for group in groups if (box := boxes.around(group)) is not None]
@@ -111,7 +112,7 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
             '</g><g class="shapes" text-anchor="start">',
             *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in _shapes(graph, placed, sizes)],
             "</g>",
-            *[_node(node, placed.centres[node.id], sizes[node.id], times[node.id]) for node in graph.nodes],
+            *[_node(node, placed.centres[node.id], sizes[node.id], many[node.id]) for node in graph.nodes],
             "</svg>\n",
         ]
     )
@@ -125,33 +126,29 @@ def _last(graph: Graph) -> list[tuple[int, int]]:
     return [(ran[-1], end) for end in ends if (ran[-1], end) not in joined] if ran else []
 
 
-def _size(node: Node, times: int) -> Size:
-    label, detail = (
-        len(_shortened(node.label)) + (len(f" ×{times:,}") if times > 1 else 0),
-        len(_shortened(node.detail)),
-    )
+def _size(node: Node, many: str) -> Size:
+    label, detail = len(_shortened(node.label)) + len(many), len(_shortened(node.detail))
     if node.kind == "module":
         return max(84.0, 7.2 * label + 28, 5.8 * detail + 28), 38.0
     return max(38.0, 6.4 * label + 20), 22.0
 
 
-def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> str:
+def _node(node: Node, centre: tuple[float, float], size: Size, many: str) -> str:
     (x, y), (width, height) = centre, size
     left, top = x - width / 2, y - height / 2
     corner = 6 if node.kind == "module" else 3 if node.kind == "parameter" else height / 2
     name, detail = _shortened(node.label, node.kind == "module"), _shortened(node.detail)
-    many = f"×{times:,}" if times > 1 else ""
     about = clean(node.path) if node.path is not None else node.label
     about = " ".join(filter(None, [about or node.label, node.detail, f"×{node.times:,}" if node.times > 1 else ""]))
     path = "" if node.path is None else f" data-path={quoteattr(clean(node.path))}"
     parts = [f'<g class="node {node.kind}"{path}>']
-    if about != " ".join(filter(None, [name, detail, many])):
+    if about != " ".join(filter(None, [name, detail, many.strip()])):
         parts.append(f"<title>{escape(about)}</title>")
     box = f'width="{width:.0f}" height="{height:.0f}" rx="{corner:.0f}"/>'
-    if times > 1:
+    if many:
         parts.append(f'<rect x="{left + 4:.0f}" y="{top + 4:.0f}" {box}')
     parts.append(f'<rect x="{left:.0f}" y="{top:.0f}" {box}')
-    many = f' <tspan class="times">{many}</tspan>' if many else ""
+    many = f' <tspan class="times">{many.strip()}</tspan>' if many else ""
     parts.append(f'<text x="{x:.0f}" y="{y - 3 if detail else y + 4:.0f}">{escape(name)}{many}</text>')
     if detail:
         parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(detail)}</text>')
@@ -233,7 +230,7 @@ def _band(group: Group, box: Box) -> str:
 
 
 def _named(group: Group) -> str:
-    return f"{group.label} ×{group.times:,}" if group.label else f"×{group.times:,}"
+    return f"{group.label}{_repeated([group])}".strip()
 
 
 def to_dot(graph: Graph) -> str:
@@ -302,8 +299,7 @@ def _nested(
         for place in places:
             if len(around[place]) == depth:
                 node = graph.nodes[place]
-                times = _times(node, [graph.groups[number] for number in around[place]])
-                label = node.label + (f" ×{times:,}" if times > 1 else "")
+                label = node.label + _many(node, graph, [graph.groups[number] for number in around[place]])
                 yield indent + drawn(node, [label, node.detail] if node.detail else [label])
             elif (number := around[place][depth]) not in begun:
                 begun.add(number)
@@ -318,9 +314,19 @@ def _drawn(graph: Graph) -> list[Group]:
     return [group for group in graph.groups if len(group.nodes) > 1]
 
 
-def _times(node: Node, groups: Sequence[Group]) -> int:
+def _many(node: Node, graph: Graph, drawn: Sequence[Group]) -> str:
     """How many it stands for each time that what is drawn around it runs."""
-    return node.times // prod(group.times for group in groups if node.id in group.nodes)
+    around = [group for group in graph.groups if node.id in group.nodes]
+    if node.kind in ("module", "op"):
+        return _repeated([group for group in around if group not in drawn])
+    times = node.times // prod(group.times for group in around if group in drawn)
+    return f" ×{times:,}" if times > 1 else ""
+
+
+def _repeated(groups: Sequence[Group]) -> str:
+    """How often what is in all of them ran, the outermost first."""
+    alike = groupby(groups, lambda group: group.in_a_row)
+    return "".join([f" ×{prod(group.times for group in some):,}" + " in a row" * in_a_row for in_a_row, some in alike])
 
 
 def _shortened(text: str, path: bool = False) -> str:
