@@ -208,6 +208,46 @@ def test_a_sequence_that_repeats_with_a_shared_module_is_drawn_once() -> None:
     assert repeats(contract(summary, depth=1)) == [("first … layers.2", 3, ["first", "relu", "layers.0-2"])]
 
 
+class Supervised(nn.Module):
+    """Four layers in a row or side by side, and a head for each that reads the layer of the number in ``reads``."""
+
+    def __init__(self, reads: list[int], in_a_row: bool = True) -> None:
+        super().__init__()
+        self.bl = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.hd = nn.ModuleList(nn.Linear(8, 3) for _ in range(4))
+        self.reads, self.in_a_row = reads, in_a_row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outs = []
+        for layer in self.bl:
+            outs.append(layer(x))
+            x = outs[-1] if self.in_a_row else x
+        return torch.cat([head(outs[read]) for head, read in zip(self.hd, self.reads, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("reads", "in_a_row", "expected"),
+    [
+        ([0, 1, 2, 3], True, ["hd.0-3 <- bl.0-3: of each [2, 8]"]),
+        ([0, 1, 2, 3], False, ["hd.0-3 <- bl.0-3: of each [2, 8]"]),
+        ([3, 3, 3, 3], True, ["hd.0-3 <- bl.0-3: [2, 8]"]),  # what runs in a row gives of its last
+        ([3, 3, 3, 3], False, ["hd.0-3 <- bl.3: [2, 8]"]),
+        ([3, 2, 1, 0], True, [*[f"bl.{n + 1} <- bl.{n}: [2, 8]" for n in range(3)],
+                              *[f"hd.{3 - n} <- bl.{n}: [2, 8]" for n in range(4)]]),
+        ([3, 2, 1, 0], False, [f"hd.{3 - n} <- bl.{n}: [2, 8]" for n in range(4)]),
+    ],
+)  # fmt: skip
+def test_which_copy_gives_to_which_is_told(reads: list[int], in_a_row: bool, expected: list[str]) -> None:
+    """Round i to round i, the last to all, or, where it is something else, each by itself."""
+    graph = contract(observed(Supervised(reads, in_a_row), torch.rand(2, 8)))
+    labels = [node.label for node in graph.nodes]
+    edges = [(labels[edge.source], labels[edge.target], edge.tensor.removesuffix(" float32")) for edge in graph.edges]
+    between = [f"{target} <- {source}: {tensor}" for source, target, tensor in edges if "bl" in source]
+    assert sorted(between) == sorted(expected)
+    joined = {tensor for _, target, tensor in edges if target == "cat"}
+    assert joined == ({"4 × [2, 3]"} if any("hd.0-3" in label for label in labels) else {"[2, 3]"})
+
+
 def test_experts_are_drawn_once_with_the_operations_around_each() -> None:
     """The rows that the experts were given differ in number: the shapes say from how many to how many."""
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from summarycb.dataflow import FlowKind
 from summarycb.graph import labels
 from summarycb.graph.contracted import Contracted, Pair, Tensors, Unit
-from summarycb.graph.folded import Folded
+from summarycb.graph.told import Told
 from summarycb.specs import TensorSpec
 from summarycb.units import clean
 
@@ -63,9 +63,9 @@ class Graph:
     groups: tuple[Group, ...] = ()
 
 
-def drawn(contracted: Contracted, folded: Folded) -> Graph:
+def drawn(contracted: Contracted, told: Told) -> Graph:
     """The units that nothing else is drawn as, with names that tell them apart, and what flows between them."""
-    units = contracted.units
+    units, folded = contracted.units, told.folded
     copies: dict[int, list[int]] = defaultdict(list)
     for number in range(len(units)):
         copies[folded.first(number)].append(number)
@@ -97,7 +97,12 @@ def drawn(contracted: Contracted, folded: Folded) -> Graph:
         ),
         edges=tuple(
             [
-                Edge(place[a], place[b], _times(read[a, b]) + _text(list(flows[a, b]), (a, b) not in several))
+                Edge(
+                    place[a],
+                    place[b],
+                    ("of each " if (a, b) in told.of_each else _times(read[a, b]))
+                    + _text(list(flows[a, b]), (a, b) not in several),
+                )
                 for a, b in flows
             ]
         ),
