@@ -192,6 +192,36 @@ def test_the_states_of_all_steps_are_read_by_what_joins_them() -> None:
     ]  # fmt: skip
 
 
+class Counted(Stack):
+    """A head on the last of twelve layers in a row, a sum of all, and two that join some."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outs = [self.first(x)]
+        for layer in self.layers:
+            outs.append(layer(outs[-1]))
+        return torch.cat(outs[1:], 1).sum() + self.first(outs[-1]).sum() + torch.stack(outs[1:]).sum()
+
+
+def test_how_many_flow_stands_at_the_edge_that_they_flow_on() -> None:
+    """Below a node is the shape of one; a count is nearest to what reads so many."""
+    svg = observed(Counted(12), torch.rand(2, 4)).to_svg()
+    boxes, texts = {}, []
+    for element in elements(svg):
+        if "node" in element.get("class", ""):
+            rect, text = element.find("{*}rect"), element.find("{*}text")
+            assert rect is not None
+            assert text is not None
+            boxes[text.text] = [float(rect.get(key, "")) for key in ("x", "y", "width")]
+        if element.get("class") == "shapes":
+            texts = [(float(text.get("x", "")), float(text.get("y", "")), text.text) for text in element]
+    assert [text for *_, text in texts].count("[2, 4]") == 1 + 2 + 1  # of the input, of two calls, of the layers
+    counts = [(x, y) for x, y, text in texts if text == "12 ×"]
+    for (x, y), target in zip(counts, ("cat", "stack"), strict=True):
+        left, top, width = boxes[target]
+        assert left < x < left + width + 10
+        assert 0 < top - y < 17  # within half of the 34 above it
+
+
 def test_what_is_not_wired_alike_is_drawn_apart() -> None:
     """Were the three drawn as one, what skips the second would not be seen."""
     assert lines(observed(Dense(3), torch.rand(2, 4)), 1, fold=True) == [

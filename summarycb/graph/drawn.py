@@ -33,11 +33,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What flows from one node to another: the tensors' shapes and dtypes as text, and how many each target reads."""
+    """What flows from one node to another: the tensors' shapes and dtypes as text.
+
+    It begins with ``many``: how many each target reads, or that they are of each.
+    """
 
     source: int
     target: int
     tensor: str
+    many: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,10 @@ def drawn(contracted: Contracted, told: Told) -> Graph:
     for source, target in flows:
         if units[source].gives and len(copies[source]) > 1:
             readers[source].add(target)
+    edges = []
+    for pair, tensors in flows.items():
+        many = "of each " if pair in told.of_each else _times(read[pair])
+        edges.append(Edge(place[pair[0]], place[pair[1]], many + _text(list(tensors), pair not in several), many))
     groups = []
     for repeat in folded.repeats:
         within = {folded.first(number) for number in repeat.units}
@@ -95,17 +103,7 @@ def drawn(contracted: Contracted, told: Told) -> Graph:
         nodes=tuple(
             [_node(place[first], units[first], len(found), names.get(first)) for first, found in copies.items()]
         ),
-        edges=tuple(
-            [
-                Edge(
-                    place[a],
-                    place[b],
-                    ("of each " if (a, b) in told.of_each else _times(read[a, b]))
-                    + _text(list(flows[a, b]), (a, b) not in several),
-                )
-                for a, b in flows
-            ]
-        ),
+        edges=tuple(edges),
         groups=tuple(groups),
     )
 

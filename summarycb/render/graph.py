@@ -7,16 +7,17 @@ has it once.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, product
 from math import prod
 from xml.sax.saxutils import escape, quoteattr
 
 from summarycb.errors import SummaryError
 from summarycb.graph import Edge, Graph, Group, Node, contractions, depths
-from summarycb.render.layout import GAP, LAYOUTS, Layout, Size
+from summarycb.render.layout import GAP, LAYOUTS, Layout, Point, Size
 from summarycb.tree import ModelSummary
 from summarycb.units import clean
 
@@ -25,6 +26,12 @@ MOST_NODES = 400
 _MARGIN = 20.0
 _AROUND = 12.0
 _MOST_CHARACTERS = 30
+
+_ALONG = (0.85, 0.75, 0.65, 0.55, 0.45, 0.35)
+"""Where the text of an edge may stand on the last part of its way: at its arrow, or before it where there is room."""
+_SQUARE = 64.0
+Box = tuple[float, float, float, float]
+Label = tuple[float, float, str]
 
 STYLE = """\
 .dataflow{--graph-ink:#1f2328;--graph-dim:#656d76;--graph-line:#8c959f;--graph-card:#fff;--graph-edge:#b6bfc9;\
@@ -93,8 +100,9 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
         if len(bands) == len(groups):
             break
         groups = [group for group, _ in bands]
+    labels = _shapes(graph, placed, sizes)
     left, top = (min([0.0, *[box[side] for _, box in bands]]) - _MARGIN for side in (0, 1))
-    right = max([placed.size[0], *[x + _shape_width(t) for x, _, t in _shapes(graph, placed, sizes)]])
+    right = max([placed.size[0], *[_room(label)[2] for label in labels]])
     width = max([right, *[box[2] for _, box in bands]]) + _MARGIN - left
     height = max([placed.size[1], *[box[3] for _, box in bands]]) + _MARGIN - top
     view = " ".join(f"{number:.0f}" for number in (left, top, width, height))
@@ -110,7 +118,7 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
             '<g class="edges">',
             *[_edge(edge, graph, placed) for edge in graph.edges],
             '</g><g class="shapes" text-anchor="start">',
-            *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in _shapes(graph, placed, sizes)],
+            *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in labels],
             "</g>",
             *[_node(node, placed.centres[node.id], sizes[node.id], many[node.id]) for node in graph.nodes],
             "</svg>\n",
@@ -170,22 +178,62 @@ def _edge(edge: Edge, graph: Graph, placed: Layout) -> str:
     return f'<path d="M{points[0][0]} {points[0][1]}{way}m-3-5 3 5 3-5"><title>{escape(about)}</title></path>'
 
 
-def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> Iterator[tuple[float, float, str]]:
-    """What comes out of each node, below it: the shapes without their dtypes."""
-    shown: set[int] = set()
+def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> list[Label]:
+    """What comes out of each node, below it: the shapes without their dtypes.
+
+    At the arrow of an edge is how many of them it stands for, and its own shapes where they are others.
+    """
+    below: dict[int, str] = {}
+    labels: list[Label] = []
     for edge in graph.edges:
-        if edge.source not in shown and graph.nodes[edge.source].kind != "parameter":
-            shown.add(edge.source)
+        if edge.source not in below and graph.nodes[edge.source].kind != "parameter":
+            below[edge.source] = _of_one(edge)
             x, y = placed.centres[edge.source]
-            text = re.sub(r"(\[[^]]*\]) \w+", r"\1", edge.tensor)
-            yield x + 6, y + sizes[edge.source][1] / 2 + 13, _shortened(text)
+            labels.append((x + 6, y + sizes[edge.source][1] / 2 + 13, _shortened(below[edge.source])))
+    taken: dict[tuple[int, int], list[Box]] = defaultdict(list)
+    boxes = [
+        (x - w / 2, y - h / 2, x + w / 2, y + h / 2) for n, (w, h) in sizes.items() for x, y in [placed.centres[n]]
+    ]
+    for box in (*boxes, *map(_room, labels)):
+        for cell in _cells(box):
+            taken[cell].append(box)
+    for edge in graph.edges:
+        own = below.get(edge.source, _of_one(edge)) != _of_one(edge)
+        if text := edge.many + _of_one(edge) * own:
+            *_, a, b, c, d = placed.curves[edge.source, edge.target]
+            places = [(x + 6, y + 3, _shortened(text.strip())) for x, y in (_on(a, b, c, d, at) for at in _ALONG)]
+            rooms = map(_room, places)
+            free = [not any(_overlap(room, box) for cell in _cells(room) for box in taken[cell]) for room in rooms]
+            labels.append(places[free.index(True) if True in free else 0])
+            for cell in _cells(_room(labels[-1])):
+                taken[cell].append(_room(labels[-1]))
+    return labels
+
+
+def _of_one(edge: Edge) -> str:
+    return re.sub(r"(\[[^]]*\]) \w+", r"\1", edge.tensor.removeprefix(edge.many))
+
+
+def _on(a: Point, b: Point, c: Point, d: Point, at: float) -> Point:
+    """The point of a cubic curve at a share of its way."""
+    weights = (1 - at) ** 3, 3 * at * (1 - at) ** 2, 3 * at**2 * (1 - at), at**3
+    x, y = (sum(w * point[side] for w, point in zip(weights, (a, b, c, d), strict=True)) for side in (0, 1))
+    return x, y
+
+
+def _room(label: Label) -> Box:
+    x, y, text = label
+    return x, y - 8, x + _shape_width(text), y + 2
+
+
+def _cells(box: Box) -> Iterator[tuple[int, int]]:
+    """The squares in which it is, to look for others near it alone."""
+    left, top, right, bottom = (int(side // _SQUARE) for side in box)
+    return product(range(left, right + 1), range(top, bottom + 1))
 
 
 def _shape_width(text: str) -> float:
     return 5.2 * len(text)
-
-
-Box = tuple[float, float, float, float]
 
 
 class _Boxes:
