@@ -9,6 +9,7 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 import summarycb
 from summarycb import ModelSummary, SummaryError
+from summarycb.cli import main
 from summarycb.dataflow import Dataflow, FlowCall, FlowEdge, FlowNode
 from summarycb.graph import Graph, contract, depths
 from summarycb.render.graph import drawings, to_dot, to_mermaid, to_svg
@@ -314,6 +316,26 @@ def test_the_depth_is_that_of_calls(depth: int | None, expected: list[str]) -> N
 def test_a_wrong_depth_is_refused(depth: Any) -> None:
     with pytest.raises(SummaryError, match="depth must be a whole number from 0, or None for all, not "):
         replace(SUMMARY, dataflow=Dataflow((), (), ())).to_dot(depth=depth)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_of_which_nothing_ran_is_an_empty_drawing(layout: Any, tmp_path: Path) -> None:
+    """As it is no line of DOT and Mermaid but the first and the last; also in files, and from the command line."""
+    if layout == "dot" and shutil.which("dot") is None:
+        pytest.skip("graphviz is not installed")
+    with summarycb.observe(nn.Linear(2, 2)) as observation:
+        pass
+    made = observation.summary
+    assert made is not None
+    svg = made.to_svg(layout=layout)
+    root = ElementTree.fromstring(svg)
+    assert root.get("viewBox") == "-20 -20 40 40"  # the margin alone
+    assert [desc.text for desc in root.findall("{*}desc")] == ["From top to bottom: 0 nodes, 0 edges"]
+    assert made.to_mermaid() == "flowchart TD\n"
+    made.save(tmp_path / "x.svg")
+    made.save(tmp_path / "x.json")
+    assert main(["show", str(tmp_path / "x.json"), "--format", "svg", "-o", str(tmp_path / "y.svg")]) == 0
+    assert (tmp_path / "x.svg").read_text() == (tmp_path / "y.svg").read_text() == made.to_svg()
 
 
 def test_a_wrong_layout_is_refused() -> None:
