@@ -23,7 +23,7 @@ from summarycb import ModelSummary, SummaryError
 from summarycb.cli import main
 from summarycb.dataflow import Dataflow, FlowCall, FlowEdge, FlowNode
 from summarycb.graph import Graph, contract, depths
-from summarycb.render.graph import drawings, to_dot, to_mermaid, to_svg
+from summarycb.render.graph import drawings, graphs, to_dot, to_mermaid, to_svg
 from summarycb.render.layout import LAYOUTS
 from tests.literal import SUMMARY
 from tests.test_dataflow import lines, observed
@@ -345,7 +345,7 @@ def test_a_wrong_layout_is_refused() -> None:
 
 def test_a_structure_has_no_dataflow_and_says_why() -> None:
     summary = summarycb.summarize(nn.Linear(4, 4))
-    assert drawings(summary) == []
+    assert drawings(graphs(summary)) == []
     with pytest.raises(SummaryError, match="the summary has no dataflow: no step was observed"):
         summary.to_mermaid()
 
@@ -370,8 +370,8 @@ def twelve() -> ModelSummary:
 
 def test_twelve_blocks_are_as_large_as_two(twelve: ModelSummary) -> None:
     """All drawings of GPT-2 together take less than 60 KB, and as much as those of two blocks, but for digits."""
-    sizes = [sum(len(drawing.svg.encode()) for drawing in drawings(summary)) for summary in (twelve, gpt2(2))]
-    assert [drawing.depth for drawing in drawings(twelve)] == [1, 2, 3, 4]
+    sizes = [sum(len(drawing.svg.encode()) for drawing in drawings(graphs(summary))) for summary in (twelve, gpt2(2))]
+    assert [drawing.depth for drawing in drawings(graphs(twelve))] == [1, 2, 3, 4]
     assert max(sizes) < 60_000
     assert abs(sizes[0] - sizes[1]) < 100
 
@@ -422,7 +422,7 @@ def test_the_drawing_is_inert_and_says_what_it_shows(twelve: ModelSummary) -> No
     ]  # fmt: skip
     # the whole path is said wherever the drawing has less of it; "lm_head" and its type are all there is to say
     assert [e.get("data-path") for e in nodes if e.find("{*}title") is None and e.get("data-path")] == ["lm_head"]
-    assert [drawing.svg.count("<style>") for drawing in drawings(twelve)] == [0, 0, 0, 0]
+    assert [drawing.svg.count("<style>") for drawing in drawings(graphs(twelve))] == [0, 0, 0, 0]
 
 
 def hostile() -> ModelSummary:
@@ -482,7 +482,7 @@ def test_without_the_extra_there_are_no_drawings_and_the_error_says_what_to_inst
     monkeypatch: pytest.MonkeyPatch, twelve: ModelSummary
 ) -> None:
     monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    assert drawings(twelve) == []
+    assert drawings(graphs(twelve)) == []
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'summarycb\[report\]'"):
         twelve.to_svg()
     assert to_mermaid(contract(twelve)).startswith("flowchart TD\n")
@@ -503,7 +503,7 @@ def test_deep_nesting_is_contracted() -> None:
         model = nn.Sequential(model)
     summary = observed(model, torch.rand(2, 4))
     assert len(contract(summary, depth=None).nodes) == 5
-    assert [drawing.depth for drawing in drawings(summary)] == [1]
+    assert [drawing.depth for drawing in drawings(graphs(summary))] == [1]
 
 
 class OneWithout(Stack):

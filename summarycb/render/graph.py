@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby, product
@@ -65,24 +65,30 @@ class Drawing:
     svg: str
 
 
-def drawings(summary: ModelSummary) -> list[Drawing]:
-    """One for each depth at which there is more to see, up to :data:`MOST_NODES`; none without fast-sugiyama."""
+def graphs(summary: ModelSummary) -> dict[int, Graph]:
+    """By each depth at which there is more to see, up to the first with more than :data:`MOST_NODES`."""
+    found: dict[int, Graph] = {}
+    before: object = None
+    offered = depths(summary)
+    for depth, graph in zip(offered, contractions(summary, offered), strict=True):
+        shape = len(graph.nodes), [(edge.source, edge.target) for edge in graph.edges]
+        if shape != before:
+            found[depth] = graph
+        before = shape
+        if len(graph.nodes) > MOST_NODES:
+            break
+    return found
+
+
+def drawings(graphs: Mapping[int, Graph]) -> list[Drawing]:
+    """Those of up to :data:`MOST_NODES`; none without fast-sugiyama."""
     try:
         if find_spec("fast_sugiyama") is None:
             return []
     except ValueError:  # it is known not to be there
         return []
-    graphs: dict[int, Graph] = {}
-    before: object = None
-    offered = depths(summary)
-    for depth, graph in zip(offered, contractions(summary, offered), strict=True):
-        if len(graph.nodes) > MOST_NODES:  # deeper there are more
-            break
-        shape = len(graph.nodes), [(edge.source, edge.target) for edge in graph.edges]
-        if shape != before:
-            graphs[depth] = graph
-        before = shape
-    return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in graphs.items()]
+    small = {depth: graph for depth, graph in graphs.items() if len(graph.nodes) <= MOST_NODES}
+    return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in small.items()]
 
 
 def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -> str:
