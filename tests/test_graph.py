@@ -9,6 +9,7 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,9 +20,10 @@ from torch.nn import functional as F
 
 import summarycb
 from summarycb import ModelSummary, SummaryError
+from summarycb.cli import main
 from summarycb.dataflow import Dataflow, FlowCall, FlowEdge, FlowNode
 from summarycb.graph import Graph, contract, depths
-from summarycb.render.graph import drawings, to_dot, to_mermaid, to_svg
+from summarycb.render.graph import drawings, graphs, to_dot, to_mermaid, to_svg
 from summarycb.render.layout import LAYOUTS
 from tests.literal import SUMMARY
 from tests.test_dataflow import lines, observed
@@ -109,6 +111,51 @@ def test_branches_are_drawn_once_with_what_they_read_and_give() -> None:
     ]  # fmt: skip
 
 
+class Joined(Stack):
+    """All layers are joined; each reads the one before, or all read the same."""
+
+    def __init__(self, in_a_row: bool) -> None:
+        super().__init__(12)
+        self.in_a_row = in_a_row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        outs = []
+        for layer in self.layers:
+            outs.append(layer(x))
+            x = outs[-1] if self.in_a_row else x
+        return torch.cat(outs, 1)
+
+
+class Scan(nn.Module):
+    """Each step has a result of its own; what is handed on is the state alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, outs = x[:, 0], []
+        for step in range(5):
+            state = self.mix(x[:, step]) * state
+            outs.append(self.head(state))
+        return torch.stack(outs, 1)
+
+
+def test_what_follows_each_other_is_told_from_what_stands_side_by_side() -> None:
+    """In all forms, where it is one node and where it is several; of several it says so once."""
+    chain, branches = (observed(Joined(in_a_row), torch.rand(2, 4)) for in_a_row in (True, False))
+    for to in (to_svg, to_dot, to_mermaid):
+        assert [to(contract(one)).count("in a row") for one in (chain, branches)] == [1, 0]
+    labels = [[line for line in one.to_mermaid().splitlines() if "layers" in line] for one in (chain, branches)]
+    assert labels == [
+        ['  n2["layers.0-11 ×12 in a row<br>Linear"]'], ['  n2["layers.0-11 ×12<br>Linear"]']
+    ]  # fmt: skip
+    scan = observed(Scan(), torch.rand(2, 5, 4))
+    assert [(group.in_a_row, len(group.nodes)) for group in contract(scan).groups] == [(True, 3)]
+    assert [form.count("×5 in a row") for form in (scan.to_svg(), scan.to_dot(), scan.to_mermaid())] == [1, 1, 1]
+
+
 class Recurrent(nn.Module):
     """The states of all steps are joined, by a stack or in the slices of one tensor; or of the first three alone."""
 
@@ -147,6 +194,36 @@ def test_the_states_of_all_steps_are_read_by_what_joins_them() -> None:
     ]  # fmt: skip
 
 
+class Counted(Stack):
+    """A head on the last of twelve layers in a row, a sum of all, and two that join some."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outs = [self.first(x)]
+        for layer in self.layers:
+            outs.append(layer(outs[-1]))
+        return torch.cat(outs[1:], 1).sum() + self.first(outs[-1]).sum() + torch.stack(outs[1:]).sum()
+
+
+def test_how_many_flow_stands_at_the_edge_that_they_flow_on() -> None:
+    """Below a node is the shape of one; a count is nearest to what reads so many."""
+    svg = observed(Counted(12), torch.rand(2, 4)).to_svg()
+    boxes, texts = {}, []
+    for element in elements(svg):
+        if "node" in element.get("class", ""):
+            rect, text = element.find("{*}rect"), element.find("{*}text")
+            assert rect is not None
+            assert text is not None
+            boxes[text.text] = [float(rect.get(key, "")) for key in ("x", "y", "width")]
+        if element.get("class") == "shapes":
+            texts = [(float(text.get("x", "")), float(text.get("y", "")), text.text) for text in element]
+    assert [text for *_, text in texts].count("[2, 4]") == 1 + 2 + 1  # of the input, of two calls, of the layers
+    counts = [(x, y) for x, y, text in texts if text == "12 ×"]
+    for (x, y), target in zip(counts, ("cat", "stack"), strict=True):
+        left, top, width = boxes[target]
+        assert left < x < left + width + 10
+        assert 0 < top - y < 17  # within half of the 34 above it
+
+
 def test_what_is_not_wired_alike_is_drawn_apart() -> None:
     """Were the three drawn as one, what skips the second would not be seen."""
     assert lines(observed(Dense(3), torch.rand(2, 4)), 1, fold=True) == [
@@ -161,6 +238,46 @@ def test_a_sequence_that_repeats_with_a_shared_module_is_drawn_once() -> None:
         "input", "first <- input", "relu <- first", "layers.0-2 <- relu", *ends("layers.0-2")
     ]  # fmt: skip
     assert repeats(contract(summary, depth=1)) == [("first … layers.2", 3, ["first", "relu", "layers.0-2"])]
+
+
+class Supervised(nn.Module):
+    """Four layers in a row or side by side, and a head for each that reads the layer of the number in ``reads``."""
+
+    def __init__(self, reads: list[int], in_a_row: bool = True) -> None:
+        super().__init__()
+        self.bl = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.hd = nn.ModuleList(nn.Linear(8, 3) for _ in range(4))
+        self.reads, self.in_a_row = reads, in_a_row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outs = []
+        for layer in self.bl:
+            outs.append(layer(x))
+            x = outs[-1] if self.in_a_row else x
+        return torch.cat([head(outs[read]) for head, read in zip(self.hd, self.reads, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("reads", "in_a_row", "expected"),
+    [
+        ([0, 1, 2, 3], True, ["hd.0-3 <- bl.0-3: of each [2, 8]"]),
+        ([0, 1, 2, 3], False, ["hd.0-3 <- bl.0-3: of each [2, 8]"]),
+        ([3, 3, 3, 3], True, ["hd.0-3 <- bl.0-3: [2, 8]"]),  # what runs in a row gives of its last
+        ([3, 3, 3, 3], False, ["hd.0-3 <- bl.3: [2, 8]"]),
+        ([3, 2, 1, 0], True, [*[f"bl.{n + 1} <- bl.{n}: [2, 8]" for n in range(3)],
+                              *[f"hd.{3 - n} <- bl.{n}: [2, 8]" for n in range(4)]]),
+        ([3, 2, 1, 0], False, [f"hd.{3 - n} <- bl.{n}: [2, 8]" for n in range(4)]),
+    ],
+)  # fmt: skip
+def test_which_copy_gives_to_which_is_told(reads: list[int], in_a_row: bool, expected: list[str]) -> None:
+    """Round i to round i, the last to all, or, where it is something else, each by itself."""
+    graph = contract(observed(Supervised(reads, in_a_row), torch.rand(2, 8)))
+    labels = [node.label for node in graph.nodes]
+    edges = [(labels[edge.source], labels[edge.target], edge.tensor.removesuffix(" float32")) for edge in graph.edges]
+    between = [f"{target} <- {source}: {tensor}" for source, target, tensor in edges if "bl" in source]
+    assert sorted(between) == sorted(expected)
+    joined = {tensor for _, target, tensor in edges if target == "cat"}
+    assert joined == ({"4 × [2, 3]"} if any("hd.0-3" in label for label in labels) else {"[2, 3]"})
 
 
 def test_experts_are_drawn_once_with_the_operations_around_each() -> None:
@@ -201,6 +318,26 @@ def test_a_wrong_depth_is_refused(depth: Any) -> None:
         replace(SUMMARY, dataflow=Dataflow((), (), ())).to_dot(depth=depth)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_of_which_nothing_ran_is_an_empty_drawing(layout: Any, tmp_path: Path) -> None:
+    """As it is no line of DOT and Mermaid but the first and the last; also in files, and from the command line."""
+    if layout == "dot" and shutil.which("dot") is None:
+        pytest.skip("graphviz is not installed")
+    with summarycb.observe(nn.Linear(2, 2)) as observation:
+        pass
+    made = observation.summary
+    assert made is not None
+    svg = made.to_svg(layout=layout)
+    root = ElementTree.fromstring(svg)
+    assert root.get("viewBox") == "-20 -20 40 40"  # the margin alone
+    assert [desc.text for desc in root.findall("{*}desc")] == ["From top to bottom: 0 nodes, 0 edges"]
+    assert made.to_mermaid() == "flowchart TD\n"
+    made.save(tmp_path / "x.svg")
+    made.save(tmp_path / "x.json")
+    assert main(["show", str(tmp_path / "x.json"), "--format", "svg", "-o", str(tmp_path / "y.svg")]) == 0
+    assert (tmp_path / "x.svg").read_text() == (tmp_path / "y.svg").read_text() == made.to_svg()
+
+
 def test_a_wrong_layout_is_refused() -> None:
     with pytest.raises(SummaryError, match="layout must be one of fast-sugiyama, dot, not 'elk'"):
         replace(SUMMARY, dataflow=Dataflow((), (), ())).to_svg(layout="elk")  # type: ignore[arg-type]
@@ -208,7 +345,7 @@ def test_a_wrong_layout_is_refused() -> None:
 
 def test_a_structure_has_no_dataflow_and_says_why() -> None:
     summary = summarycb.summarize(nn.Linear(4, 4))
-    assert drawings(summary) == []
+    assert drawings(graphs(summary)) == []
     with pytest.raises(SummaryError, match="the summary has no dataflow: no step was observed"):
         summary.to_mermaid()
 
@@ -233,8 +370,8 @@ def twelve() -> ModelSummary:
 
 def test_twelve_blocks_are_as_large_as_two(twelve: ModelSummary) -> None:
     """All drawings of GPT-2 together take less than 60 KB, and as much as those of two blocks, but for digits."""
-    sizes = [sum(len(drawing.svg.encode()) for drawing in drawings(summary)) for summary in (twelve, gpt2(2))]
-    assert [drawing.depth for drawing in drawings(twelve)] == [1, 2, 3, 4]
+    sizes = [sum(len(drawing.svg.encode()) for drawing in drawings(graphs(summary))) for summary in (twelve, gpt2(2))]
+    assert [drawing.depth for drawing in drawings(graphs(twelve))] == [1, 2, 3, 4]
     assert max(sizes) < 60_000
     assert abs(sizes[0] - sizes[1]) < 100
 
@@ -285,7 +422,7 @@ def test_the_drawing_is_inert_and_says_what_it_shows(twelve: ModelSummary) -> No
     ]  # fmt: skip
     # the whole path is said wherever the drawing has less of it; "lm_head" and its type are all there is to say
     assert [e.get("data-path") for e in nodes if e.find("{*}title") is None and e.get("data-path")] == ["lm_head"]
-    assert [drawing.svg.count("<style>") for drawing in drawings(twelve)] == [0, 0, 0, 0]
+    assert [drawing.svg.count("<style>") for drawing in drawings(graphs(twelve))] == [0, 0, 0, 0]
 
 
 def hostile() -> ModelSummary:
@@ -308,7 +445,7 @@ MERMAID = """\
 flowchart TD
   n0(["input"])
   n1["first<br>Linear"]
-  subgraph g0["layers.0-4 ×5"]
+  subgraph g0["layers.0-4 ×5 in a row"]
     n2["layers.0-4<br>Linear"]
     n3("add")
   end
@@ -345,7 +482,7 @@ def test_without_the_extra_there_are_no_drawings_and_the_error_says_what_to_inst
     monkeypatch: pytest.MonkeyPatch, twelve: ModelSummary
 ) -> None:
     monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    assert drawings(twelve) == []
+    assert drawings(graphs(twelve)) == []
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'summarycb\[report\]'"):
         twelve.to_svg()
     assert to_mermaid(contract(twelve)).startswith("flowchart TD\n")
@@ -366,7 +503,7 @@ def test_deep_nesting_is_contracted() -> None:
         model = nn.Sequential(model)
     summary = observed(model, torch.rand(2, 4))
     assert len(contract(summary, depth=None).nodes) == 5
-    assert [drawing.depth for drawing in drawings(summary)] == [1]
+    assert [drawing.depth for drawing in drawings(graphs(summary))] == [1]
 
 
 class OneWithout(Stack):

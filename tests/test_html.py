@@ -16,7 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 import summarycb
 from summarycb import SummaryError, serialize
+from summarycb.dataflow import Dataflow, FlowCall, FlowEdge, FlowNode
 from summarycb.embed import embed, extract
+from summarycb.graph import told
 from summarycb.step import Environment, Memory
 from summarycb.tree import ModelSummary, ModuleSummary, Work
 from tests.literal import HEAD, ROOT, SUMMARY
@@ -162,6 +164,44 @@ def test_without_the_extra_the_edges_are_a_list(monkeypatch: pytest.MonkeyPatch)
         "tokens → 0-11.norm ×12: [2, 5, 8] float32",
         "0-11.norm ×12 → 0-11.up ×12: [2, 5, 8] float32",
     ]
+
+
+@pytest.mark.parametrize(("last", "drawn"), [(45, True), (46, False)])
+def test_many_edges_between_few_nodes_are_too_large_to_draw(last: int, drawn: bool) -> None:
+    """Each operation reads all before it: 44 of them have 990 edges, with the next there are 1,035 of 1,000 at most."""
+    operations = [
+        FlowNode("op", f"f{n}", 0, inputs=tuple([FlowEdge(m, None) for m in range(n)])) for n in range(1, last)
+    ]
+    flow = Dataflow((FlowCall(0, None),), (), (FlowNode("input", "x"), *operations))
+    assert bool(parse(replace(SUMMARY, dataflow=flow).to_html()).all("svg", "dataflow")) is drawn
+
+
+def test_what_is_too_large_to_draw_is_said_and_its_first_edges_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra and without it, which would not help. What repeats is looked for once."""
+    reads = [{n - 1, 0} if n.bit_count() % 2 else {n - 1} for n in range(1, 1201)]  # nothing is in it twice on end
+    operations = [
+        FlowNode("op", f"f{n % 7}", 0, inputs=tuple([FlowEdge(m, None) for m in sorted(r)]))
+        for n, r in enumerate(reads)
+    ]
+    flow = Dataflow((FlowCall(0, None),), (), (FlowNode("input", "x"), *operations))
+    summary = replace(SUMMARY, dataflow=flow)
+    folds: list[None] = []
+    monkeypatch.setattr("summarycb.graph.told", lambda *given: folds.append(None) or told(*given))
+    for is_installed in (True, False):
+        if not is_installed:
+            monkeypatch.setattr("summarycb.render.graph.find_spec", lambda name: None)
+        folds.clear()
+        flow_of = next(e for e in parse(summary.to_html()).all("section") if e.attributes.get("id") == "dataflow")
+        assert len(folds) == 1
+        # 1,200 operations and the input; each reads the one before, and half of them the input too, but the first once
+        assert [line.text for line in flow_of.all("p")][1:] == [
+            f"The drawing would have 1,201 nodes and {1200 + 600 - 1:,} edges; "
+            "summary.to_svg(depth=1) makes it. The edges:",
+            f"… and {1200 + 600 - 1 - 200:,} more.",
+        ]
+        edges = [line.text for line in flow_of.all("li")]
+        assert (len(edges), edges[:3]) == (200, ["x → f0: ?", "x → f1: ?", "f0 → f1: ?"])
+        assert not flow_of.all("svg")
 
 
 def test_memory_through_the_step_is_stacked_to_its_peak() -> None:

@@ -1,7 +1,7 @@
 """The dataflow as a graph to be drawn. Must not import torch.
 
 In three stages, each a function of what the one before gives: :func:`contracted` cuts the stored dataflow at a depth
-into units, :func:`folded` finds what repeats among them, and :func:`drawn` makes nodes, edges and groups of the rest.
+into units, :func:`told` finds what repeats among them, and :func:`drawn` makes nodes, edges and groups of the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from summarycb.graph.drawn import Graph as Graph
 from summarycb.graph.drawn import Group as Group
 from summarycb.graph.drawn import Node as Node
 from summarycb.graph.drawn import drawn
-from summarycb.graph.folded import Folded, folded, likenesses
+from summarycb.graph.folded import likenesses
+from summarycb.graph.told import Told, told
 from summarycb.tree import ModelSummary
 
 
@@ -42,7 +43,7 @@ def contractions(
         alike = likenesses(summary) if fold else {}
         for depth in at:
             units = contracted(summary.root, summary.dataflow, depth, parameters=parameters)
-            yield drawn(units, folded(units, alike) if fold else Folded())
+            yield drawn(units, told(units, alike) if fold else Told())
 
 
 def depths(summary: ModelSummary) -> range:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from summarycb.dataflow import FlowKind
 from summarycb.graph import labels
 from summarycb.graph.contracted import Contracted, Pair, Tensors, Unit
-from summarycb.graph.folded import Folded
+from summarycb.graph.told import Told
 from summarycb.specs import TensorSpec
 from summarycb.units import clean
 
@@ -33,20 +33,29 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What flows from one node to another: the tensors' shapes and dtypes as text, and how many each target reads."""
+    """What flows from one node to another: the tensors' shapes and dtypes as text.
+
+    It begins with ``many``: how many each target reads, or that they are of each.
+    """
 
     source: int
     target: int
     tensor: str
+    many: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A sequence that ran ``times`` times and is drawn once; what goes from one to the next is left out."""
+    """A sequence that ran ``times`` times and is drawn once, the outermost first.
+
+    ``in_a_row`` is that each round was given something by the one before it, which is left out; else they stand side by
+    side.
+    """
 
     label: str
     times: int
     nodes: tuple[int, ...]
+    in_a_row: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +67,9 @@ class Graph:
     groups: tuple[Group, ...] = ()
 
 
-def drawn(contracted: Contracted, folded: Folded) -> Graph:
+def drawn(contracted: Contracted, told: Told) -> Graph:
     """The units that nothing else is drawn as, with names that tell them apart, and what flows between them."""
-    units = contracted.units
+    units, folded = contracted.units, told.folded
     copies: dict[int, list[int]] = defaultdict(list)
     for number in range(len(units)):
         copies[folded.first(number)].append(number)
@@ -80,21 +89,21 @@ def drawn(contracted: Contracted, folded: Folded) -> Graph:
     for source, target in flows:
         if units[source].gives and len(copies[source]) > 1:
             readers[source].add(target)
+    edges = []
+    for pair, tensors in flows.items():
+        many = "of each " if pair in told.of_each else _times(read[pair])
+        edges.append(Edge(place[pair[0]], place[pair[1]], many + _text(list(tensors), pair not in several), many))
     groups = []
     for repeat in folded.repeats:
         within = {folded.first(number) for number in repeat.units}
         within |= {giver for giver, found in readers.items() if found <= within}
-        groups.append(Group(clean(repeat.label), repeat.times, tuple(sorted([place[first] for first in within]))))
+        nodes = tuple(sorted([place[first] for first in within]))
+        groups.append(Group(clean(repeat.label), repeat.times, nodes, repeat.in_a_row))
     return Graph(
         nodes=tuple(
             [_node(place[first], units[first], len(found), names.get(first)) for first, found in copies.items()]
         ),
-        edges=tuple(
-            [
-                Edge(place[a], place[b], _times(read[a, b]) + _text(list(flows[a, b]), (a, b) not in several))
-                for a, b in flows
-            ]
-        ),
+        edges=tuple(edges),
         groups=tuple(groups),
     )
 

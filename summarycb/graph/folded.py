@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -22,11 +22,17 @@ _FEWEST_OPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A sequence that ran ``times`` times, and the units of the first."""
+    """A sequence that ran ``times`` times, and the units of the first.
+
+    ``in_a_row`` is that each round was given something by the one before it; else they stand side by side.
+    """
 
     label: str
     times: int
     units: Sequence[int]
+    in_a_row: bool
+    parts: Sequence[int | Opened]
+    """Of all rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +40,29 @@ class Folded:
     """What is drawn as what: a unit as another, which may be drawn as a third where repeats are within one another.
 
     ``steps`` are the edges from one round of what repeats to the next, between the units as they are drawn there.
+    ``round_of`` says of a unit that is drawn as another of which repeat, by number, it is in which round.
     """
 
     drawn_as: dict[int, int] = field(default_factory=dict)
     steps: set[Pair] = field(default_factory=set)
     repeats: list[Repeat] = field(default_factory=list)
+    round_of: dict[int, Pair] = field(default_factory=dict)
 
     def first(self, unit: int) -> int:
         """The unit that it is drawn as in the end."""
         while unit in self.drawn_as:
             unit = self.drawn_as[unit]
         return unit
+
+    def rounds(self, unit: int) -> dict[int, int]:
+        """By the number of each repeat that it is in, in which round, where that is not the first."""
+        found = {}
+        while unit in self.drawn_as:
+            if unit in self.round_of:
+                repeat, its_round = self.round_of[unit]
+                found[repeat] = its_round
+            unit = self.drawn_as[unit]
+        return found
 
     def pair(self, source: int, target: int) -> Pair | None:
         """What an edge is drawn as; None where it leads from one round to the next."""
@@ -76,16 +94,20 @@ def likenesses(summary: ModelSummary) -> Alike:
     return found
 
 
-def folded(contracted: Contracted, alike: Alike) -> Folded:
-    """What follows each other in one call, is of equal structure and is wired alike is drawn as the first of it."""
-    return _Fold(contracted, alike).folded
+def folded(contracted: Contracted, alike: Alike, alone: Collection[int | Opened] = ()) -> Folded:
+    """What follows each other in one call, is of equal structure and is wired alike is drawn as the first of it.
+
+    But not the parts of a call that are ``alone``.
+    """
+    return _Fold(contracted, alike, alone).folded
 
 
 class _Fold:
     """Parts of a call repeat where their *kinds* do: numbers that are the same for what may be drawn as one."""
 
-    def __init__(self, contracted: Contracted, alike: Alike) -> None:
+    def __init__(self, contracted: Contracted, alike: Alike, alone: Collection[int | Opened]) -> None:
         self.folded = Folded()
+        self._alone = alone
         self._units = contracted.units
         self._sources: dict[int, set[int]] = defaultdict(set)
         self._targets: dict[int, set[int]] = defaultdict(set)
@@ -114,7 +136,7 @@ class _Fold:
     def _fold_parts(self, parts: Sequence[int | Opened]) -> list[int | Opened]:
         """What repeats among the parts is drawn as the first; returns the parts that are drawn."""
         kept: list[int | Opened] = []
-        kinds = list(map(self._kind, parts))
+        kinds = [-place - 1 if part in self._alone else self._kind(part) for place, part in enumerate(parts)]
         start, work = 0, _MOST_WORK * len(parts)
         while start < len(parts) and work > 0:
             for period, times in _repetitions(kinds, start):
@@ -126,10 +148,12 @@ class _Fold:
                     continue
                 paths = [path for part in parts[start:end] if (path := self._path(part)) is not None]
                 if paths or (steps and times >= _FEWEST_OPS):
-                    for copy in rounds[1:]:
+                    for k, copy in enumerate(rounds[1:], 1):
                         self.folded.drawn_as.update(zip(copy, rounds[0], strict=True))
+                        self.folded.round_of.update(dict.fromkeys(copy, (len(self.folded.repeats), k)))
                     self.folded.steps.update(steps)
-                    self.folded.repeats.append(Repeat(of_several(paths), times, rounds[0]))
+                    label = of_several(paths)
+                    self.folded.repeats.append(Repeat(label, times, rounds[0], bool(steps), parts[start:end]))
                     kept += parts[start : start + period]
                     start = end
                     break

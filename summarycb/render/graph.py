@@ -7,23 +7,31 @@ has it once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby, product
 from math import prod
 from xml.sax.saxutils import escape, quoteattr
 
 from summarycb.errors import SummaryError
 from summarycb.graph import Edge, Graph, Group, Node, contractions, depths
-from summarycb.render.layout import GAP, LAYOUTS, Layout, Size
+from summarycb.render.layout import GAP, LAYOUTS, Layout, Point, Size
 from summarycb.tree import ModelSummary
 from summarycb.units import clean
 
-MOST_NODES = 400
-"""What a drawing of more is not made of by :func:`drawings`."""
+MOST_NODES, MOST_EDGES = 400, 1_000
+"""A graph of more of either is not drawn by :func:`drawings`."""
 _MARGIN = 20.0
 _AROUND = 12.0
 _MOST_CHARACTERS = 30
+
+_ALONG = (0.85, 0.75, 0.65, 0.55, 0.45, 0.35)
+"""Where the text of an edge may stand on the last part of its way: at its arrow, or before it where there is room."""
+_SQUARE = 64.0
+Box = tuple[float, float, float, float]
+Label = tuple[float, float, str]
 
 STYLE = """\
 .dataflow{--graph-ink:#1f2328;--graph-dim:#656d76;--graph-line:#8c959f;--graph-card:#fff;--graph-edge:#b6bfc9;\
@@ -57,24 +65,35 @@ class Drawing:
     svg: str
 
 
-def drawings(summary: ModelSummary) -> list[Drawing]:
-    """One for each depth at which there is more to see, up to :data:`MOST_NODES`; none without fast-sugiyama."""
+def graphs(summary: ModelSummary) -> dict[int, Graph]:
+    """By each depth at which there is more to see, up to the first that is too large to be drawn."""
+    found: dict[int, Graph] = {}
+    before: object = None
+    offered = depths(summary)
+    for depth, graph in zip(offered, contractions(summary, offered), strict=True):
+        shape = len(graph.nodes), [(edge.source, edge.target) for edge in graph.edges]
+        if shape != before:
+            found[depth] = graph
+        before = shape
+        if not is_small(graph):
+            break
+    return found
+
+
+def is_small(graph: Graph) -> bool:
+    """Whether :func:`drawings` draws it."""
+    return len(graph.nodes) <= MOST_NODES and len(graph.edges) <= MOST_EDGES
+
+
+def drawings(graphs: Mapping[int, Graph]) -> list[Drawing]:
+    """Those that are small; none without fast-sugiyama."""
     try:
         if find_spec("fast_sugiyama") is None:
             return []
     except ValueError:  # it is known not to be there
         return []
-    graphs: dict[int, Graph] = {}
-    before: object = None
-    offered = depths(summary)
-    for depth, graph in zip(offered, contractions(summary, offered), strict=True):
-        if len(graph.nodes) > MOST_NODES:  # deeper there are more
-            break
-        shape = len(graph.nodes), [(edge.source, edge.target) for edge in graph.edges]
-        if shape != before:
-            graphs[depth] = graph
-        before = shape
-    return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in graphs.items()]
+    small = {depth: graph for depth, graph in graphs.items() if is_small(graph)}
+    return [Drawing(depth, to_svg(graph, style=False)) for depth, graph in small.items()]
 
 
 def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -> str:
@@ -84,16 +103,17 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
     edges = [(edge.source, edge.target) for edge in graph.edges]
     groups = _drawn(graph)
     while True:  # a group that cannot be told from what is beside it is told by numbers, for which there must be room
-        times = {node.id: _times(node, groups) for node in graph.nodes}
-        sizes = {node.id: _size(node, times[node.id]) for node in graph.nodes}
+        many = {node.id: _many(node, graph, groups) for node in graph.nodes}
+        sizes = {node.id: _size(node, many[node.id]) for node in graph.nodes}
         placed = LAYOUTS[layout](sizes, edges, _last(graph))
         boxes = _Boxes(graph, placed, sizes)
         bands = [(group, box) for group in groups if (box := boxes.around(group)) is not None]
         if len(bands) == len(groups):
             break
         groups = [group for group, _ in bands]
+    labels = _shapes(graph, placed, sizes)
     left, top = (min([0.0, *[box[side] for _, box in bands]]) - _MARGIN for side in (0, 1))
-    right = max([placed.size[0], *[x + _shape_width(t) for x, _, t in _shapes(graph, placed, sizes)]])
+    right = max([placed.size[0], *[_room(label)[2] for label in labels]])
     width = max([right, *[box[2] for _, box in bands]]) + _MARGIN - left
     height = max([placed.size[1], *[box[3] for _, box in bands]]) + _MARGIN - top
     view = " ".join(f"{number:.0f}" for number in (left, top, width, height))
@@ -109,9 +129,9 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
             '<g class="edges">',
             *[_edge(edge, graph, placed) for edge in graph.edges],
             '</g><g class="shapes" text-anchor="start">',
-            *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in _shapes(graph, placed, sizes)],
+            *[f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>' for x, y, text in labels],
             "</g>",
-            *[_node(node, placed.centres[node.id], sizes[node.id], times[node.id]) for node in graph.nodes],
+            *[_node(node, placed.centres[node.id], sizes[node.id], many[node.id]) for node in graph.nodes],
             "</svg>\n",
         ]
     )
@@ -125,33 +145,29 @@ def _last(graph: Graph) -> list[tuple[int, int]]:
     return [(ran[-1], end) for end in ends if (ran[-1], end) not in joined] if ran else []
 
 
-def _size(node: Node, times: int) -> Size:
-    label, detail = (
-        len(_shortened(node.label)) + (len(f" ×{times:,}") if times > 1 else 0),
-        len(_shortened(node.detail)),
-    )
+def _size(node: Node, many: str) -> Size:
+    label, detail = len(_shortened(node.label)) + len(many), len(_shortened(node.detail))
     if node.kind == "module":
         return max(84.0, 7.2 * label + 28, 5.8 * detail + 28), 38.0
     return max(38.0, 6.4 * label + 20), 22.0
 
 
-def _node(node: Node, centre: tuple[float, float], size: Size, times: int) -> str:
+def _node(node: Node, centre: tuple[float, float], size: Size, many: str) -> str:
     (x, y), (width, height) = centre, size
     left, top = x - width / 2, y - height / 2
     corner = 6 if node.kind == "module" else 3 if node.kind == "parameter" else height / 2
     name, detail = _shortened(node.label, node.kind == "module"), _shortened(node.detail)
-    many = f"×{times:,}" if times > 1 else ""
     about = clean(node.path) if node.path is not None else node.label
     about = " ".join(filter(None, [about or node.label, node.detail, f"×{node.times:,}" if node.times > 1 else ""]))
     path = "" if node.path is None else f" data-path={quoteattr(clean(node.path))}"
     parts = [f'<g class="node {node.kind}"{path}>']
-    if about != " ".join(filter(None, [name, detail, many])):
+    if about != " ".join(filter(None, [name, detail, many.strip()])):
         parts.append(f"<title>{escape(about)}</title>")
     box = f'width="{width:.0f}" height="{height:.0f}" rx="{corner:.0f}"/>'
-    if times > 1:
+    if many:
         parts.append(f'<rect x="{left + 4:.0f}" y="{top + 4:.0f}" {box}')
     parts.append(f'<rect x="{left:.0f}" y="{top:.0f}" {box}')
-    many = f' <tspan class="times">{many}</tspan>' if many else ""
+    many = f' <tspan class="times">{many.strip()}</tspan>' if many else ""
     parts.append(f'<text x="{x:.0f}" y="{y - 3 if detail else y + 4:.0f}">{escape(name)}{many}</text>')
     if detail:
         parts.append(f'<text class="dim" x="{x:.0f}" y="{y + 12:.0f}">{escape(detail)}</text>')
@@ -173,22 +189,62 @@ def _edge(edge: Edge, graph: Graph, placed: Layout) -> str:
     return f'<path d="M{points[0][0]} {points[0][1]}{way}m-3-5 3 5 3-5"><title>{escape(about)}</title></path>'
 
 
-def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> Iterator[tuple[float, float, str]]:
-    """What comes out of each node, below it: the shapes without their dtypes."""
-    shown: set[int] = set()
+def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> list[Label]:
+    """What comes out of each node, below it: the shapes without their dtypes.
+
+    At the arrow of an edge is how many of them it stands for, and its own shapes where they are others.
+    """
+    below: dict[int, str] = {}
+    labels: list[Label] = []
     for edge in graph.edges:
-        if edge.source not in shown and graph.nodes[edge.source].kind != "parameter":
-            shown.add(edge.source)
+        if edge.source not in below and graph.nodes[edge.source].kind != "parameter":
+            below[edge.source] = _of_one(edge)
             x, y = placed.centres[edge.source]
-            text = re.sub(r"(\[[^]]*\]) \w+", r"\1", edge.tensor)
-            yield x + 6, y + sizes[edge.source][1] / 2 + 13, _shortened(text)
+            labels.append((x + 6, y + sizes[edge.source][1] / 2 + 13, _shortened(below[edge.source])))
+    taken: dict[tuple[int, int], list[Box]] = defaultdict(list)
+    boxes = [
+        (x - w / 2, y - h / 2, x + w / 2, y + h / 2) for n, (w, h) in sizes.items() for x, y in [placed.centres[n]]
+    ]
+    for box in (*boxes, *map(_room, labels)):
+        for cell in _cells(box):
+            taken[cell].append(box)
+    for edge in graph.edges:
+        own = below.get(edge.source, _of_one(edge)) != _of_one(edge)
+        if text := edge.many + _of_one(edge) * own:
+            *_, a, b, c, d = placed.curves[edge.source, edge.target]
+            places = [(x + 6, y + 3, _shortened(text.strip())) for x, y in (_on(a, b, c, d, at) for at in _ALONG)]
+            rooms = map(_room, places)
+            free = [not any(_overlap(room, box) for cell in _cells(room) for box in taken[cell]) for room in rooms]
+            labels.append(places[free.index(True) if True in free else 0])
+            for cell in _cells(_room(labels[-1])):
+                taken[cell].append(_room(labels[-1]))
+    return labels
+
+
+def _of_one(edge: Edge) -> str:
+    return re.sub(r"(\[[^]]*\]) \w+", r"\1", edge.tensor.removeprefix(edge.many))
+
+
+def _on(a: Point, b: Point, c: Point, d: Point, at: float) -> Point:
+    """The point of a cubic curve at a share of its way."""
+    weights = (1 - at) ** 3, 3 * at * (1 - at) ** 2, 3 * at**2 * (1 - at), at**3
+    x, y = (sum(w * point[side] for w, point in zip(weights, (a, b, c, d), strict=True)) for side in (0, 1))
+    return x, y
+
+
+def _room(label: Label) -> Box:
+    x, y, text = label
+    return x, y - 8, x + _shape_width(text), y + 2
+
+
+def _cells(box: Box) -> Iterator[tuple[int, int]]:
+    """The squares in which it is, to look for others near it alone."""
+    left, top, right, bottom = (int(side // _SQUARE) for side in box)
+    return product(range(left, right + 1), range(top, bottom + 1))
 
 
 def _shape_width(text: str) -> float:
     return 5.2 * len(text)
-
-
-Box = tuple[float, float, float, float]
 
 
 class _Boxes:
@@ -233,7 +289,7 @@ def _band(group: Group, box: Box) -> str:
 
 
 def _named(group: Group) -> str:
-    return f"{group.label} ×{group.times:,}" if group.label else f"×{group.times:,}"
+    return f"{group.label}{_repeated([group])}".strip()
 
 
 def to_dot(graph: Graph) -> str:
@@ -302,8 +358,7 @@ def _nested(
         for place in places:
             if len(around[place]) == depth:
                 node = graph.nodes[place]
-                times = _times(node, [graph.groups[number] for number in around[place]])
-                label = node.label + (f" ×{times:,}" if times > 1 else "")
+                label = node.label + _many(node, graph, [graph.groups[number] for number in around[place]])
                 yield indent + drawn(node, [label, node.detail] if node.detail else [label])
             elif (number := around[place][depth]) not in begun:
                 begun.add(number)
@@ -318,9 +373,19 @@ def _drawn(graph: Graph) -> list[Group]:
     return [group for group in graph.groups if len(group.nodes) > 1]
 
 
-def _times(node: Node, groups: Sequence[Group]) -> int:
+def _many(node: Node, graph: Graph, drawn: Sequence[Group]) -> str:
     """How many it stands for each time that what is drawn around it runs."""
-    return node.times // prod(group.times for group in groups if node.id in group.nodes)
+    around = [group for group in graph.groups if node.id in group.nodes]
+    if node.kind in ("module", "op"):
+        return _repeated([group for group in around if group not in drawn])
+    times = node.times // prod(group.times for group in around if group in drawn)
+    return f" ×{times:,}" if times > 1 else ""
+
+
+def _repeated(groups: Sequence[Group]) -> str:
+    """How often what is in all of them ran, the outermost first."""
+    alike = groupby(groups, lambda group: group.in_a_row)
+    return "".join([f" ×{prod(group.times for group in some):,}" + " in a row" * in_a_row for in_a_row, some in alike])
 
 
 def _shortened(text: str, path: bool = False) -> str:

@@ -58,7 +58,9 @@ def fast_sugiyama(
             onward[a].append(b)
         across += width + 1
     joined = {vertex for layer in layers.values() for _, vertex in layer}
-    layers[0] += [(across + place, place) for place in number.values() if place not in joined]
+    for place in number.values():
+        if place not in joined:
+            layers[0].append((across + place, place))
     rows = [[vertex for _, vertex in sorted(layers[layer])] for layer in sorted(layers)]
     widths = {vertex: sizes[node_of[vertex]][0] if vertex in node_of else 0.0 for row in rows for vertex in row}
     routes = {(a, b): _route(number[a], number[b], onward, node_of) for a, b in edges}

@@ -10,9 +10,10 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from summarycb import __version__, units
 from summarycb.columns import COLUMNS, Column, default_columns, main_metric
 from summarycb.embed import embed
 from summarycb.garbage import collection_paused
-from summarycb.graph import Graph, contract
+from summarycb.graph import Graph
 from summarycb.headline import CONVENTION, headline, notes
-from summarycb.render.graph import STYLE, drawings
+from summarycb.render.graph import STYLE, drawings, graphs, is_small
 from summarycb.render.html.icicle import icicle
 from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
@@ -37,6 +38,8 @@ _FOLDER = Path(__file__).parent
 _FRAGMENT_ROWS = 1000
 _DRAWN_NODES = 30
 """The deepest drawing with at most so many is shown at first."""
+_LISTED_DEPTH = 2
+_LISTED_EDGES = 200
 _MOST_INDENT = 24
 
 
@@ -49,6 +52,16 @@ class Tile:
     more: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The first edges of a graph that is not drawn; ``sizes`` is how many nodes and edges are too many to draw."""
+
+    depth: int
+    sizes: tuple[int, int] | None
+    edges: Sequence[str]
+    more: int
+
+
 @collection_paused()
 def to_html(summary: ModelSummary, selection: Selection) -> str:
     """The page. Its tree has every level, ``selection.depth`` of them open at first, and sorts and filters itself."""
@@ -57,7 +70,8 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
     figures = metrics(summary, metric)
     roots = roots_of(summary, selection.fold)
     lines = rows(summary, roots, shown, figures)
-    flows = drawings(summary)
+    found = graphs(summary)
+    flows = drawings(found)
     style = (STYLE if flows else "") + _asset("style.css")
     style += f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
     style += "".join([*_switch("m", len(figures)), *_switch("g", len(flows))])
@@ -87,7 +101,7 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
         opened=_opened(lines, selection.depth),
         drawings=flows,
         drawn=max([i for i, one in enumerate(flows) if one.svg.count('"node') <= _DRAWN_NODES], default=0),
-        edges=[] if flows or summary.dataflow is None else [*_edges(contract(summary, fold=selection.fold))],
+        listed=None if flows or not found else _listed(found),
         timeline=timeline(summary.memory, summary.root.type_name),
     )
 
@@ -122,8 +136,18 @@ def _columns(keys: Sequence[str]) -> list[Column]:
     return [COLUMNS[key] for key in keys if key not in ("type", "percent", "bar")]
 
 
+def _listed(graphs: Mapping[int, Graph]) -> Listed:
+    """Of those that are not drawn the one that is read best."""
+    small = [depth for depth, graph in graphs.items() if is_small(graph) and depth <= _LISTED_DEPTH]
+    depth = max(small, default=min(graphs))
+    graph = graphs[depth]
+    edges = list(islice(_edges(graph), _LISTED_EDGES))
+    sizes = None if small else (len(graph.nodes), len(graph.edges))
+    return Listed(depth, sizes, edges, len(graph.edges) - len(edges))
+
+
 def _edges(graph: Graph) -> Iterator[str]:
-    """What the drawings show, in words."""
+    """What a drawing shows, in words."""
     names = [node.label + (f" ×{node.times}" if node.times > 1 else "") for node in graph.nodes]
     for edge in graph.edges:
         yield f"{names[edge.source]} → {names[edge.target]}: {edge.tensor}"
