@@ -446,7 +446,7 @@ def test_the_graph_is_drawn_and_selects_the_row(browser: Browser, page: str) -> 
     first, last = [f"0-11.{name}" for name in inner], [f"12.{name}" for name in inner]
     around = ["head", "output", "sum", "loss"]
     assert deep == ["input", "tokens", *first, "add", *last, "add", *around]
-    assert shallow == ["input", "tokens", "h.0-11 ×12", "h.12", *around]
+    assert shallow == ["input", "tokens", "h.0-11 ×12 in a row", "h.12", *around]
     browser.find('.g0 [data-path="head"]').click()
     assert browser.find(".on > .row bdi").text == "head"
     browser.find("#r1 > .row").click()
