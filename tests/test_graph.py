@@ -569,6 +569,18 @@ def test_two_tensors_on_one_edge_are_not_one_of_two_sizes() -> None:
     assert between == {"[3, 4] float32, [7, 4] float32", "[3, 4] float32"}
 
 
+@pytest.mark.parametrize(("letter", "em"), [("a", 0.675), ("漢", 1.0)])
+def test_a_long_name_is_within_its_box(letter: str, em: float) -> None:
+    """Of sixty letters 29 are shown, bold and of 12 px; a full-width letter is 1 em, an "a" of DejaVu Sans 0.675."""
+    svg = observed(nn.Sequential(OrderedDict({60 * letter: nn.Linear(4, 4)})), torch.rand(3, 4)).to_svg()
+    (node,) = [e for e in elements(svg) if e.get("data-path")]
+    text, rect = node.find("{*}text"), node.find("{*}rect")
+    assert text is not None
+    assert rect is not None
+    assert text.text == "…" + 29 * letter
+    assert float(rect.get("width", "")) > 30 * 12 * em + 12
+
+
 def test_names_that_a_terminal_or_a_reader_would_obey() -> None:
     """In none of the forms: the SVG is well-formed, and ``dot`` reads the other."""
     summary = observed(nn.Sequential(OrderedDict({"a\x1b\x00b\u202ec": nn.Linear(4, 4)})), torch.rand(3, 4))

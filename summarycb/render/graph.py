@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby, product
 from math import prod
+from unicodedata import east_asian_width
 from xml.sax.saxutils import escape, quoteattr
 
 from summarycb.errors import SummaryError
@@ -26,6 +27,7 @@ MOST_NODES, MOST_EDGES = 400, 1_000
 _MARGIN = 20.0
 _AROUND = 12.0
 _MOST_CHARACTERS = 30
+_FULL_WIDTH = 1.7
 
 _ALONG = (0.85, 0.75, 0.65, 0.55, 0.45, 0.35)
 """Where the text of an edge may stand on the last part of its way: at its arrow, or before it where there is room."""
@@ -146,9 +148,9 @@ def _last(graph: Graph) -> list[tuple[int, int]]:
 
 
 def _size(node: Node, many: str) -> Size:
-    label, detail = len(_shortened(node.label)) + len(many), len(_shortened(node.detail))
+    label, detail = _letters(_shortened(node.label) + many), _letters(_shortened(node.detail))
     if node.kind == "module":
-        return max(84.0, 7.2 * label + 28, 5.8 * detail + 28), 38.0
+        return max(84.0, 7.7 * label + 28, 5.8 * detail + 28), 38.0
     return max(38.0, 6.4 * label + 20), 22.0
 
 
@@ -269,7 +271,7 @@ class _Boxes:
         ways = [self._curves[edge.source, edge.target] for edge in self._graph.edges if edge.target in group.nodes]
         across = [x for way in ways for x, y in way if top <= y <= bottom]
         left, right = min(left, *across), max(right, *across)
-        label = left - space + 7 * len(_named(group)) + 16
+        label = left - space + 7 * _letters(_named(group)) + 16
         box = left - space, top - above, max(right + space, label), bottom + min(space, GAP / 2)
         others = [self._boxes[node.id] for node in self._graph.nodes if node.id not in set(group.nodes)]
         return None if any(_overlap(box, other) for other in others) else box
@@ -371,6 +373,11 @@ def _nested(
 
 def _drawn(graph: Graph) -> list[Group]:
     return [group for group in graph.groups if len(group.nodes) > 1]
+
+
+def _letters(text: str) -> float:
+    """How many letters of the mean width are as wide."""
+    return sum([_FULL_WIDTH if east_asian_width(letter) in "WF" else 1 for letter in text])
 
 
 def _many(node: Node, graph: Graph, drawn: Sequence[Group]) -> str:
