@@ -1,8 +1,9 @@
 """ModelSummary -> matplotlib figures for papers: what each block costs, and memory through the step.
 
 A figure is made without pyplot: it needs no display and is in no global list; ``figure.savefig("costs.pdf")`` writes
-it. Colours are those of Okabe and Ito (Color Universal Design, 2008), which the colour-blind can tell apart. Must not
-import torch.
+it. Colours are those of Okabe and Ito (Color Universal Design, 2008), which the colour-blind can tell apart.
+
+Must not import torch.
 """
 
 from __future__ import annotations
@@ -267,20 +268,27 @@ def _block_names(summary: ModelSummary, timeline: Sequence[Moment]) -> list[str]
 
 @contextmanager
 def _figure(height: float) -> Iterator[Figure]:
-    """An empty figure; meanwhile names are drawn as they are written, whatever TeX would make of them."""
+    """An empty figure, of which all that is put in is drawn as it is written, whatever TeX would make of names.
+
+    Not by ``rc_context``, which puts back what another thread has set meanwhile.
+    """
     try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        from matplotlib import figure as figures
+        from matplotlib import layout_engine, text
     except ModuleNotFoundError as error:
         raise missing("plot", "matplotlib") from error
-    with rc_context({"text.usetex": False, "text.parse_math": False}):
-        yield Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.98)))
+    layout = layout_engine.ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.98))
+    figure = figures.Figure(figsize=(_WIDTH, height), layout=layout)
+    yield figure
+    for written in figure.findobj(text.Text):
+        written.set_usetex(False)
+        written.set_parse_math(False)
 
 
 def _finish(figure: Figure, axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
+    getattr(axes, f"{grid}axis").set_major_formatter("{x:g}")  # the default one writes TeX where that is on
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.5)
     axes.tick_params(length=0, labelsize=_FONT)
     drawn = [*axes.containers, *axes.collections]  # said, because a type's name may begin with "_", which else hides it
