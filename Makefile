@@ -22,6 +22,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/step.py
 
 soak: $(STAMP)

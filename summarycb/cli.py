@@ -1,4 +1,4 @@
-"""The command line: ``summarycb show`` and ``summarycb compare``. Must not import torch.
+"""The command line: ``summarycb show``, ``compare`` and ``push``. Must not import torch.
 
 Exit status: 0 done, 2 an error, of whatever kind, that is said on standard error; 1 is kept for a gate.
 """
@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="REF")
     compare.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     compare.set_defaults(run=_compare)
+
+    push = commands.add_parser("push", help="write a stored summary to a tracker")
+    push.add_argument("reference", metavar="REF", help=_REFERENCE)
+    push.add_argument("tracker", metavar="TRACKER", help="tensorboard:<logdir>, mlflow:<run_id>, ... to write to")
+    push.add_argument("--step", type=int, default=0, metavar="N", help="the training step that it is of (default: 0)")
+    push.set_defaults(run=_push)
 
     for command in (show, compare):
         command.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of standard output")
@@ -155,6 +161,18 @@ def _compare(options: argparse.Namespace) -> None:
     else:
         made = {"text": comparison.to_text, "markdown": comparison.to_markdown, "json": comparison.to_json}
         _put(made[options.format](), options.format, options.output)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from summarycb.report import Report
+    from summarycb.serialize import load
+    from summarycb.trackers import names, open_reference
+
+    tracker = open_reference(options.tracker)
+    if tracker is None:
+        allowed = ", ".join(f"{name}:..." for name in names())
+        raise SummaryError(f"{options.tracker!r} names no tracker; allowed are {allowed}")
+    tracker.write(Report(load(options.reference)), step=options.step)
 
 
 def _put(text: str, form: str, output: str | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from summarycb.publish import Publisher
 from summarycb.render.terminal import show
-from summarycb.trackers import Publisher, Report
+from summarycb.report import Report
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection
 

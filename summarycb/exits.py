@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import sys
 from collections.abc import Callable
 from functools import partial
 
 _wishes: dict[object, Callable[[], None]] = {}
-_known = 0
+_known = -1
 """How many callbacks atexit had when ours became the last of them."""
 
 
@@ -31,3 +33,7 @@ def _do_all() -> None:
     while _wishes:
         _, do = _wishes.popitem()
         do()
+    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+        # the interpreter ends as one killed by Ctrl-C only if no other source text was executed since, as imports do
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")

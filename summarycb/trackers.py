@@ -1,4 +1,4 @@
-"""Where summaries are written to and read from: the Tracker contract, discovery by entry point, publishing.
+"""Where summaries are written to and read from: the Tracker contract, discovery by entry point.
 
 Must not import torch, and imports an adapter only when it is used: names are listed from the installed packages'
 metadata.
@@ -7,90 +7,25 @@ metadata.
 from __future__ import annotations
 
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Literal, Protocol, Self, cast
+from typing import Literal, Protocol, Self, cast
 
 from summarycb.errors import SummaryError, SummaryWarning
-from summarycb.exits import at_exit
+from summarycb.report import Report
 from summarycb.tree import ModelSummary
-from summarycb.view import Selection, select
-
-if TYPE_CHECKING:
-    from summarycb.render.exports import Cell
 
 GROUP = "summarycb.trackers"
-PREFIX = "model_summary"
-"""Every metric, tag and file that is written to a tracker begins with this."""
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 """The packages whose loggers an adapter takes, for :func:`is_kind`."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """A summary with its renderings, each made once and when first asked for; an adapter hands them over as is."""
-
-    summary: ModelSummary
-    selection: Selection = field(default_factory=Selection)
-
-    @cached_property
-    def metrics(self) -> dict[str, int]:
-        """Totals by flat name (``model_summary/forward_macs``): elements, bytes, MACs, FLOPs; unknown ones left out."""
-        summary, memory = self.summary, self.summary.memory
-        over_ranks = summary.over_ranks("peak")
-        least, most = (None, None) if over_ranks is None else [rank.memory.peak for rank in over_ranks]
-        figures = {
-            "total_params": summary.total_params,
-            "trainable_params": summary.trainable_params,
-            "total_buffers": summary.total_buffers,
-            "forward_macs": summary.forward_macs,
-            "forward_flops": summary.forward_flops,
-            "backward_flops": summary.backward_flops,
-            "step_flops": summary.step_flops,
-            "hardware_flops": summary.hardware_flops,
-            "memory_parameters_bytes": memory.parameters,
-            "memory_buffers_bytes": memory.buffers,
-            "memory_gradients_bytes": memory.gradients,
-            "memory_optimizer_state_bytes": memory.optimizer_state,
-            "memory_saved_activations_bytes": memory.saved_activations,
-            "memory_weight_copies_bytes": memory.weight_copies,
-            "memory_batch_bytes": memory.batch,
-            "memory_peak_bytes": memory.peak,
-            "memory_allocator_peak_bytes": memory.allocator_peak,
-            "all_ranks_flops": summary.all_ranks_flops if summary.ranks else None,
-            "ranks_memory_peak_min_bytes": least,
-            "ranks_memory_peak_max_bytes": most,
-        }
-        return {f"{PREFIX}/{name}": value for name, value in figures.items() if value is not None}
-
-    @cached_property
-    def table(self) -> list[dict[str, Cell]]:
-        """One record a module, in definition order; exact numbers, None where unknown."""
-        from summarycb.render.exports import records
-
-        return records(self.summary)
-
-    @cached_property
-    def text(self) -> str:
-        """The hierarchy as the terminal shows it, without colours."""
-        from summarycb.render.terminal import to_text  # rich, which writing to a tracker need not have
-
-        return to_text(select(self.summary, self.selection))
-
-    @cached_property
-    def json(self) -> str:
-        """The whole summary; what a tracker stores of it must come back byte for byte."""
-        return self.summary.to_json()
 
 
 class Tracker(Protocol):
     """What an adapter implements; it is found through the entry-point group ``summarycb.trackers``.
 
-    The entry point's name is the scheme of the adapter's references: ``mlflow:<run_id>``.
+    The entry point's name is the scheme of the adapter's references: ``mlflow:<run_id>``. One that has an attribute
+    ``writable``, and it is False, can only be read.
     """
 
     @classmethod
@@ -136,7 +71,7 @@ def check_timeout(timeout: object) -> float:
 def resolve(targets: object) -> list[Tracker]:
     """Adapters for native objects, names and references. Raises :class:`SummaryError` for what no adapter takes.
 
-    One that fails in another way, because its server does not answer, is left out with a warning.
+    One that fails in another way, because its server does not answer, is :class:`Unopened`.
     """
     check_names(targets)
     found = []
@@ -146,7 +81,7 @@ def resolve(targets: object) -> list[Tracker]:
         except SummaryError:
             raise
         except Exception as error:
-            warn(f"the model summary was not written to {target!r}: {_reason(error)}")
+            found.append(Unopened(target, error))
     return found
 
 
@@ -165,7 +100,7 @@ def open_targets(targets: Sequence[object] | Literal["auto"], natives: Iterable[
     """The trackers to write to, where the framework has loggers, runs or writers of its own: ``natives``.
 
     ``"auto"`` is each of them that a tracker takes. A name is those of that kind, or else the run that is active. What
-    cannot be opened is said in a warning: it must not keep the others from being written to.
+    cannot be opened is :class:`Unopened`: it must not keep the others from being written to.
     """
     found = [tracker for native in natives if (tracker := wrap(native)) is not None]
     if targets == "auto":
@@ -177,7 +112,7 @@ def open_targets(targets: Sequence[object] | Literal["auto"], natives: Iterable[
             of_that_kind = [tracker for tracker in found if named is not None and type(tracker) is named]
             opened += of_that_kind or resolve([target])
         except Exception as error:
-            warn(f"the model summary was not written to {target!r}: {type(error).__name__}: {error}")
+            opened.append(Unopened(target, error))
     return opened
 
 
@@ -192,7 +127,7 @@ def wrap(target: object) -> Tracker | None:
         try:
             wrapped = _load(entry).wrap(target)
         except Exception as error:
-            warn(f"tracker {entry.name!r} could not be asked for {type(target).__name__}: {_reason(error)}")
+            warn(f"tracker {entry.name!r} could not be asked for {type(target).__name__}: {reason(error)}")
             continue
         if wrapped is not None:
             return wrapped
@@ -216,84 +151,29 @@ def kind(scheme: str) -> type[Tracker]:
     return _load(entry)
 
 
-class Publisher:
-    """Writes a report to each tracker in a thread of its own; the caller never waits for one until :meth:`flush`.
+class Unopened:
+    """Stands for a tracker that could not be opened: writing to it raises why, and the summary is saved instead."""
 
-    ``timeout`` bounds, in seconds, how long ``flush`` waits for all of them together. What could not be written is said
-    in one warning.
-    """
+    def __init__(self, target: object, error: Exception) -> None:
+        self.name = repr(target)
+        self._error = error
 
-    def __init__(self, trackers: Iterable[Tracker], timeout: float = 10.0) -> None:
-        self._jobs = [_Job(tracker) for tracker in trackers]
-        self._timeout = timeout
-        self._not_at_exit: Callable[[], object] | None = None
-        self._lock = threading.Lock()
+    @classmethod
+    def wrap(cls, target: object) -> None:
+        """Takes nothing."""
 
-    def publish(self, report: Report, *, step: int) -> None:
-        """Start writing; returns at once. A tracker that still writes an earlier report does not get this one."""
-        with self._lock:
-            if self._jobs and self._not_at_exit is None:
-                self._not_at_exit = at_exit(self.flush)
-            for job in self._jobs:
-                job.start(report, step, self._written)
+    @classmethod
+    def open(cls, reference: str) -> Self:
+        """Opens nothing."""
+        raise SummaryError(f"no tracker is named by {reference!r}")
 
-    def _written(self) -> None:
-        """A tracker has its report: with nothing to wait for and nothing to say, the exit need not know of this."""
-        with self._lock:
-            if not any(job.writing or job.failures for job in self._jobs):
-                self._leave_exit()
+    def write(self, report: Report, *, step: int) -> None:
+        """Raises what opening it has raised."""
+        raise self._error
 
-    def _leave_exit(self) -> None:
-        self._not_at_exit, take_back = None, self._not_at_exit
-        if take_back is not None:
-            take_back()
-
-    def flush(self) -> None:
-        """Wait until everything is written or the time is over, then say once what was not."""
-        self._leave_exit()
-        deadline = time.monotonic() + self._timeout
-        reasons = []
-        for job in self._jobs:
-            if job.thread is not None and job.thread.ident is not None:
-                job.thread.join(max(0.0, deadline - time.monotonic()))
-            if job.writing:
-                job.failures[f"no answer within {self._timeout:g} s"] = None
-            reasons += [f"{type(job.tracker).__name__}: {failure}" for failure in job.failures]
-        self._jobs = [_Job(job.tracker) for job in self._jobs]
-        if reasons:
-            warn("the model summary was not written to " + "; ".join(reasons))
-
-
-@dataclass(eq=False)
-class _Job:
-    """What is being written to one tracker, and what could not be, each reason once."""
-
-    tracker: Tracker
-    thread: threading.Thread | None = None
-    writing: bool = False
-    failures: dict[str, None] = field(default_factory=dict)
-
-    def start(self, report: Report, step: int, then: Callable[[], None]) -> None:
-        if self.writing:
-            self.failures["was still busy with the one before"] = None
-            return
-        # a daemon: a tracker that never answers must not keep the process from ending
-        name = f"summarycb-{type(self.tracker).__name__}"
-        self.thread = threading.Thread(target=self._write, args=(report, step, then), name=name, daemon=True)
-        self.writing = True
-        try:
-            self.thread.start()
-        except RuntimeError as error:  # the process may have no more threads
-            self.failures[_reason(error)] = None
-            self.writing = False
-
-    def _write(self, report: Report, step: int, then: Callable[[], None]) -> None:
-        try:
-            self.tracker.write(report, step=step)
-        except BaseException as error:  # the thread ends here: a SystemExit, too, would be lost without a word
-            self.failures[_reason(error)] = None
-        self.writing = False
-        then()
+    def read(self) -> ModelSummary:
+        """Raises what opening it has raised."""
+        raise self._error
 
 
 def warn(message: str) -> None:
@@ -307,9 +187,11 @@ def warn(message: str) -> None:
 
 
 def _resolve_one(target: object) -> Tracker:
-    if not _lacking(type(target)):  # the type, because Lightning's DummyLogger instances have every attribute
+    if not lacking(type(target)):  # the type, because Lightning's DummyLogger instances have every attribute
         return cast(Tracker, target)
     if isinstance(target, str) and (tracker := open_reference(target)) is not None:
+        if not getattr(tracker, "writable", True):
+            raise SummaryError(f"{target!r} can only be read; to write, give the native run, writer or logger")
         return tracker
     if (tracker := wrap(target)) is not None:
         return tracker
@@ -327,13 +209,14 @@ def _load(entry: EntryPoint) -> type[Tracker]:
     try:
         kind = entry.load()
     except Exception as error:
-        raise SummaryError(f"tracker {entry.name!r} ({entry.value}) cannot be imported: {_reason(error)}") from error
-    if lacking := _lacking(kind):
-        raise SummaryError(f"tracker {entry.name!r} ({entry.value}) lacks {', '.join(lacking)}")
+        raise SummaryError(f"tracker {entry.name!r} ({entry.value}) cannot be imported: {reason(error)}") from error
+    if missing := lacking(kind):
+        raise SummaryError(f"tracker {entry.name!r} ({entry.value}) lacks {', '.join(missing)}")
     return cast("type[Tracker]", kind)
 
 
-def _lacking(kind: object) -> list[str]:
+def lacking(kind: object) -> list[str]:
+    """The methods of the contract that it does not have."""
     return [method for method in ("wrap", "open", "write", "read") if not callable(getattr(kind, method, None))]
 
 
@@ -352,5 +235,6 @@ def _could_be_id(text: str) -> bool:
     return len(text) == 32 and text.isalnum()  # an MLflow run id
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What is said of it in a message."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

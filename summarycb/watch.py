@@ -22,7 +22,8 @@ from summarycb.deliver import deliver
 from summarycb.exits import at_exit
 from summarycb.observe import Observation, check_model, check_optimizers
 from summarycb.progress import call_alive
-from summarycb.trackers import Publisher, check_timeout, resolve, warn
+from summarycb.publish import Publisher
+from summarycb.trackers import check_timeout, resolve, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from summarycb.publish import FOLDER
 from tests.trainings import CASES, NOTHING, Case, left_behind, sweep
 
 torch.set_num_threads(1)  # the models are tiny: more threads would wait for each other, most of all beside other tests
@@ -30,6 +32,14 @@ def L(request: pytest.FixtureRequest) -> ModuleType:
 def lightning() -> ModuleType:
     """Lightning, where one of the two is enough."""
     return importlib.import_module("lightning.pytorch")
+
+
+@pytest.fixture(autouse=True)
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what no tracker took is saved."""
+    folder = tmp_path / "model_summaries"
+    monkeypatch.setenv(FOLDER, str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)

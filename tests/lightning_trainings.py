@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
-from summarycb.trackers import Report
+from summarycb.report import Report
 from summarycb.tree import ModelSummary
 from summarycb_lightning import ModelSummaryCallback
 from tests.trainings import CNN, NOTHING, bits, everything, left_behind, loss_of

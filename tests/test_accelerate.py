@@ -126,12 +126,12 @@ def test_the_accelerators_trackers(trackers: Any, tmp_path: Path) -> None:
     """What ``init_trackers`` has begun; a name is the one of that kind, and what is not there stops nobody."""
     runner = accelerator(log_with="tensorboard", project_dir=str(tmp_path))
     runner.init_trackers("run")
+    _, hook = train(runner, "after", trackers=trackers)
     if "wandb" in trackers:
         with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'wandb': SummaryError: "):
-            _, hook = train(runner, "after", trackers=trackers)
+            hook.flush()
     else:
-        _, hook = train(runner, "after", trackers=trackers)
-    hook.flush()
+        hook.flush()
     runner.end_training()
     assert summarycb.load(f"tensorboard:{tmp_path}/run") == hook.summary
 

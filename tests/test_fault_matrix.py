@@ -529,8 +529,8 @@ EVERY_FAULT: dict[str, Fault] = {
     "a tracker that is asked for raises at import": Fault(
         installed("1 / 0", "bad:there"), NOT_WRITTEN + "'bad:there': .*ZeroDivisionError", ways=(callback,)
     ),
-    "a tracker hangs": Fault(hang, NOT_WRITTEN + r"Hangs: no answer within 0\.05 s$"),
-    "no thread can be started": Fault(no_thread, NOT_WRITTEN + "Broken: RuntimeError: can't start new thread$"),
+    "a tracker hangs": Fault(hang, NOT_WRITTEN + r"Hangs: no answer within 0\.05 s; it is saved in "),
+    "no thread can be started": Fault(no_thread, NOT_WRITTEN + "Broken: RuntimeError: can't start new thread; it"),
     "the disk is full": Fault(disk("-o", "size=4k"), NOT_WRITTEN + r"TensorBoardTracker: OSError: \[Errno 28\]"),
     "the disk is nearly full": Fault(disk("-o", "size=8k"), NOT_WRITTEN + r"TensorBoardTracker: OSError: \[Errno 28\]"),
     "the folder is read-only": Fault(disk("-o", "ro"), NOT_WRITTEN + r"TensorBoardTracker: OSError: \[Errno 30\]"),

@@ -322,7 +322,7 @@ def test_trackers_are_waited_for_when_a_step_fails(L: ModuleType, tmp_path: Path
     try:
         with (
             pytest.warns(
-                SummaryWarning, match=r"^the model summary was not written to Blocked: no answer within 0.05 s$"
+                SummaryWarning, match=r"^the model summary was not written to Blocked: no answer within 0.05 s; it is"
             ),
             pytest.raises(ValueError, match=r"^the user's$"),
         ):

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import summarycb
-from summarycb.trackers import Report
+from summarycb.report import Report
 from summarycb.tree import ModelSummary
 from tests.trainings import NOTHING, left_behind
 

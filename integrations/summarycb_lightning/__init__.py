@@ -11,7 +11,8 @@ from summarycb.collect.ranks import Ranks, announce
 from summarycb.deliver import deliver
 from summarycb.errors import SummaryError, missing
 from summarycb.observe import Observation
-from summarycb.trackers import Publisher, check_targets, check_timeout, open_targets, warn
+from summarycb.publish import Publisher
+from summarycb.trackers import check_targets, check_timeout, open_targets, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection
 from summarycb_lightning.throughput import FlopsPerBatch

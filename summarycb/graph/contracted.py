@@ -71,7 +71,7 @@ class Contracted:
 def contracted(root: ModuleSummary, flow: Dataflow, depth: int | None, *, parameters: bool = False) -> Contracted:
     """The units of which ``depth`` calls within one another are told apart, or with None all."""
     modules, level = list(root.walk()), levels(flow)
-    hidden = [False] * len(flow.nodes) if parameters else _of_parameters(flow)
+    hidden = [False] * len(flow.nodes) if parameters else of_parameters(flow)
     units: list[Unit] = []
     calls: list[int | None] = []  # which each unit is
     unit_of_call: dict[int, int] = {}
@@ -119,7 +119,7 @@ def levels(flow: Dataflow) -> list[int]:
     return found
 
 
-def _of_parameters(flow: Dataflow) -> list[bool]:
+def of_parameters(flow: Dataflow) -> list[bool]:
     """Whether each node is a parameter, or an operation on nothing but parameters."""
     found: list[bool] = []
     for place, node in enumerate(flow.nodes):
