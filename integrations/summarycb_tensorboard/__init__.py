@@ -1,37 +1,42 @@
-"""TensorBoard: totals as scalars, the hierarchy as text, the JSON as a string tensor of a plugin of its own.
+"""TensorBoard: totals as scalars, the model as graphs, text and pictures, and the JSON as a string tensor.
 
 Imports neither torch nor tensorboard until something is written or read. A scalar of TensorBoard is a 32-bit float,
 exact below 2**24; the JSON is always exact.
+
+A report is an event file of its own beside the writer's, which is not touched: where the disk is full, a writer that
+had been given the report would raise at the training's next ``add_scalar``. By its name the file comes before those of
+writers, since the slower of TensorBoard's two loaders never goes back to a file when there is a later one.
 """
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 from summarycb.errors import SummaryError, missing
+from summarycb.report import PREFIX, Report
 from summarycb.serialize import loads
-from summarycb.trackers import LIGHTNING, PREFIX, Report, is_kind
+from summarycb.trackers import LIGHTNING, is_kind
 from summarycb.tree import ModelSummary
 
-PLUGIN = "summarycb"
 TAG = f"{PREFIX}/json"
 
 
 class TensorBoardTracker:
-    """Writes to a ``SummaryWriter`` (torch's or tensorboardX's), reads from a log directory."""
+    """Writes beside a ``SummaryWriter`` (torch's or tensorboardX's) or into a log directory, and reads from one."""
 
-    def __init__(self, logdir: str, writer: Any = None) -> None:
+    def __init__(self, logdir: str, *, make: bool) -> None:
         self._logdir = logdir
-        self._writer = writer
+        self._make = make
 
     @classmethod
     def wrap(cls, target: object) -> Self | None:
         """Takes a ``SummaryWriter``, or the Lightning logger that holds one."""
         if is_kind(target, "SummaryWriter", "torch", "tensorboardX"):
             writer: Any = target
-            return cls(str(writer.log_dir if hasattr(writer, "log_dir") else writer.logdir), writer)
+            return cls(str(writer.log_dir if hasattr(writer, "log_dir") else writer.logdir), make=False)
         if is_kind(target, "TensorBoardLogger", *LIGHTNING):
             logger: Any = target
             return cls.wrap(logger.experiment)
@@ -43,29 +48,36 @@ class TensorBoardTracker:
         logdir = reference.partition(":")[2]
         if not logdir:
             raise SummaryError(f"{reference!r} names no run: give a SummaryWriter, or 'tensorboard:<logdir>'")
-        return cls(logdir)
+        return cls(logdir, make=True)
 
     def write(self, report: Report, *, step: int) -> None:
-        """Scalars, JSON and text at ``step``, flushed."""
-        package = (
-            "tensorboardX" if is_kind(self._writer, "SummaryWriter", "tensorboardX") else "torch.utils.tensorboard"
-        )
+        """All of it at ``step``, whole or not at all; an earlier report of the same architecture goes."""
         try:
-            library = import_module(package)
-            summary = import_module(f"{package}.summary").text(TAG, report.json)
+            from summarycb_tensorboard.events import event_file
         except ModuleNotFoundError:
             raise missing("tensorboard", "tensorboard") from None
-        # the same string tensor as a text's, but of our own plugin: the text dashboard must not render it
-        summary.value[0].tag = TAG
-        summary.value[0].metadata.plugin_data.plugin_name = PLUGIN
-        writer = self._writer or library.SummaryWriter(self._logdir)
-        writer.file_writer.add_summary(summary, step)  # first, for a writer that is closed meanwhile
-        for name, value in report.metrics.items():
-            writer.add_scalar(name, value, step)
-        writer.add_text(f"{PREFIX}/text", f"```\n{report.text}\n```", step)
-        writer.flush()
-        if writer is not self._writer:
-            writer.close()
+        name = f"events.out.tfevents.0{time.time_ns()}.{_suffix(report.identity[f'{PREFIX}/structure'])}"
+        events = event_file(report, step)
+        if "://" in self._logdir:  # TensorBoard's way to other file systems, which knows no removing
+            with _gfile().GFile(f"{self._logdir}/{name}", "wb") as file:
+                file.write(events)
+            return
+        folder = Path(self._logdir)
+        if self._make:
+            folder.mkdir(parents=True, exist_ok=True)
+        earlier = self._files(report.identity[f"{PREFIX}/structure"])
+        unfinished = folder / f".{name.replace('tfevents', 'unfinished')}"
+        try:
+            unfinished.write_bytes(events)
+            unfinished.rename(folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        for path in earlier:
+            path.unlink(missing_ok=True)
+
+    def _files(self, structure: str = "*") -> list[Path]:
+        """Those that were written here, oldest first."""
+        return sorted(Path(self._logdir).glob(f"events.out.tfevents.0*.{_suffix(structure)}"))
 
     def read(self) -> ModelSummary:
         """The summary of the newest event."""
@@ -75,9 +87,18 @@ class TensorBoardTracker:
             raise missing("tensorboard", "tensorboard") from None
         every, few = 0, 1
         keep = dict.fromkeys(accumulator.DEFAULT_SIZE_GUIDANCE, few) | {"tensors": every}
+        where = [self._logdir, *map(str, self._files())][-1]  # of a run in another file system all is read
         # not purged: a training that goes on from an earlier step keeps the summary
-        events = accumulator.EventAccumulator(self._logdir, keep, purge_orphaned_data=False)
-        if not Path(self._logdir).exists() or TAG not in events.Reload().Tags()["tensors"]:
+        events = accumulator.EventAccumulator(where, keep, purge_orphaned_data=False)
+        if not _gfile().exists(self._logdir) or TAG not in events.Reload().Tags()["tensors"]:
             raise SummaryError(f"no model summary in the TensorBoard log directory {self._logdir!r}")
-        newest = sorted(events.Tensors(TAG), key=lambda event: event.wall_time)[-1]
+        newest = max(events.Tensors(TAG), key=lambda event: event.wall_time)
         return loads(b"".join(newest.tensor_proto.string_val).decode(errors="replace"), self._logdir)
+
+
+def _suffix(structure: str) -> str:
+    return f"{PREFIX}.{structure}"
+
+
+def _gfile() -> Any:
+    return import_module("tensorboard.compat").tf.io.gfile
