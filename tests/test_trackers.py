@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import subprocess
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.publish import Publisher
+from summarycb.report import Report
 from summarycb.serialize import load
 from summarycb.specs import Nested, Opaque, ParameterSpec, TensorSpec
 from summarycb.step import Environment, Memory, Moment, Note
-from summarycb.trackers import Publisher, Report, check_names, names, open_reference, resolve, wrap
+from summarycb.trackers import check_names, names, open_reference, resolve, wrap
 from summarycb.tree import ModelSummary, ModuleSummary, Work
-from summarycb.view import Selection
 from tests.literal import group
 
 # mlflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
@@ -93,9 +90,11 @@ def writer(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name, value in {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("DATA", "CACHE", "CONFIG"):  # artifacts wait there, not in the folder of the run
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
     wandb = importlib.import_module("wandb")
     yield wandb
     wandb.finish()
@@ -295,77 +294,6 @@ def test_tensorboardx_writers_are_taken(tmp_path: Path) -> None:
     assert tracker.read() == SUMMARY  # closed first: tensorboardX's flush does not wait for its own queue
 
 
-# --- Weights & Biases -----------------------------------------------------------------------------------------------
-
-
-def wandb_records(folder: Path) -> list[Any]:
-    """The records of an offline run's file: LevelDB's log format in blocks of 32 KiB, after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = folder.glob("run-*.wandb")
-    data, position, message, records = path.read_bytes(), 7, b"", []
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # a block's last bytes are padding when no record's header fits
-            position += 32768 - position % 32768
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        message += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            records.append(Record.FromString(message))
-            message = b""
-    return records
-
-
-def test_wandb_holds_totals_table_and_files(wandb: Any, report: Report, tmp_path: Path) -> None:
-    run = wandb.init(project="p", dir=tmp_path)
-    write(run)
-    assert run.step == 0
-    for step in range(3):
-        run.log({"loss": step}, step=step)
-    run.finish()
-    wandb.teardown()  # ends the process that writes the run's file: only then is it whole
-
-    folder = Path(run.dir)
-    records = wandb_records(folder.parent)
-    stored = {u.key or "/".join(u.nested_key): u.value_json for r in records for u in r.summary.update}
-    assert {name: json.loads(stored[name]) for name in METRICS} == METRICS
-    table = json.loads((folder / json.loads(stored["model_summary/table"])["path"]).read_text("utf-8"))
-    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == report.table
-    assert (folder / "model_summary.json").read_bytes() == report.json.encode()
-    assert (folder / "model_summary.txt").read_text("utf-8") == report.text
-    saved = [f.path for r in records for f in r.files.files]
-    assert {"model_summary.json", "model_summary.txt"} <= set(saved)
-    assert [r.history.step.num for r in records if r.HasField("history")] == [0, 1, 2]  # the user's step was not moved
-
-
-def test_wandb_is_read_from_any_folder_of_an_offline_run(wandb: Any, tmp_path: Path) -> None:
-    with wandb.init(project="p", dir=tmp_path) as run:
-        write("wandb")
-    offline = Path(run.dir).parent
-    for folder in (offline, offline / "files", tmp_path / "wandb", tmp_path / "wandb" / "latest-run"):
-        assert load(f"wandb:{folder}") == SUMMARY
-
-
-def test_wandb_runs_that_cannot_be_written(wandb: Any, tmp_path: Path) -> None:
-    with pytest.raises(SummaryError, match="'wandb': no W&B run is active in this process"):
-        resolve(["wandb"])
-    with pytest.raises(SummaryError, match="can only be read; to write, give the wandb"):
-        write(f"wandb:{tmp_path}")
-    with wandb.init(mode="disabled", dir=tmp_path) as disabled:
-        write(disabled)  # accepted, and nothing comes of it
-    with wandb.init(project="p", dir=tmp_path) as run:
-        pass
-    with pytest.raises(wandb.UsageError, match="is finished"):
-        write(run)
-
-
-def test_wandb_server_that_does_not_answer_is_named(wandb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "Api", lambda: (_ for _ in ()).throw(wandb.CommError("no route to host")))
-    with pytest.raises(SummaryError, match=r"a W&B run, 'team/project/abc123': no route to host"):
-        load("wandb:team/project/abc123")
-
-
 # --- MLflow ---------------------------------------------------------------------------------------------------------
 
 
@@ -380,9 +308,9 @@ def test_mlflow_holds_metrics_table_text_and_json(mlflow: Any, report: Report, c
     assert "Downloading" not in output
 
     assert client.get_run(run_id).data.metrics == {k: float(v) for k, v in METRICS.items()}
-    assert [m.step for m in client.get_metric_history(run_id, "model_summary/total_params")] == [3, 4]
+    assert [m.step for m in client.get_metric_history(run_id, "model_summary/total_params")] == [3]
     names = [f.path for f in client.list_artifacts(run_id)]
-    assert names == ["mine.json", "model_summary.json", "model_summary.txt", "model_summary_table.json"]
+    assert names == ["mine.json", *(f"model_summary{end}" for end in (".html", ".json", ".txt", "_table.json"))]
     artifacts = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     assert (artifacts / "model_summary.json").read_bytes() == report.json.encode()
     assert (artifacts / "model_summary.txt").read_bytes() == report.text.encode()
@@ -516,118 +444,3 @@ def test_a_broken_tracker_is_named_and_the_others_work(install: Any, writer: Any
     assert [str(w.message) for w in warned] == [
         f"tracker 'bad' could not be asked for SummaryWriter: SummaryError: {message}"
     ]
-
-
-# --- publishing -----------------------------------------------------------------------------------------------------
-
-
-class Good:
-    written: tuple[ModelSummary, int] | None = None
-
-    def write(self, report: Report, *, step: int) -> None:
-        self.written = (report.summary, step)
-
-
-class Blocked:
-    def __init__(self) -> None:
-        self.started, self.release, self.done = threading.Event(), threading.Event(), threading.Event()
-
-    def write(self, report: Report, *, step: int) -> None:
-        self.started.set()
-        assert self.release.wait(60)
-        self.done.set()
-
-
-class Raises:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def write(self, report: Report, *, step: int) -> None:
-        raise self.error
-
-
-@pytest.fixture
-def blocked() -> Iterator[Blocked]:
-    blocked = Blocked()
-    yield blocked
-    blocked.release.set()
-    assert blocked.done.wait(60)
-
-
-def test_publish_does_not_wait_for_a_tracker(blocked: Blocked, report: Report) -> None:
-    publisher = Publisher([blocked], timeout=60)
-    publisher.publish(report, step=0)
-    assert blocked.started.wait(60)  # it is being written, and the caller is here
-    assert not blocked.done.is_set()
-    blocked.release.set()
-    publisher.flush()
-    assert blocked.done.is_set()
-
-
-FAILURES = (
-    "the model summary was not written to Raises: OSError: no space left; Blocked: no answer within 0.2 s; "
-    "Raises: SystemExit: 3"
-)
-
-
-def test_flush_is_bounded_and_says_once_what_was_not_written(blocked: Blocked, report: Report) -> None:
-    good = Good()
-    publisher = Publisher([Raises(OSError("no space left")), blocked, Raises(SystemExit(3)), good], timeout=0.2)
-    publisher.publish(report, step=7)
-    begin = time.monotonic()
-    with pytest.warns(SummaryWarning) as warned:
-        publisher.flush()
-    assert time.monotonic() - begin < 10
-    assert [str(w.message) for w in warned] == [FAILURES]
-    assert good.written == (SUMMARY, 7)
-    publisher.flush()  # has nothing left to say: a second warning would be an error here
-
-
-def test_reports_one_after_another(blocked: Blocked, report: Report) -> None:
-    """A tracker that still writes the first gets no other, in no further thread; each failure is said once."""
-    good, bad = Good(), Raises(OSError("no space left"))
-    publisher = Publisher([bad, blocked, good], timeout=60)
-    for step in range(3):
-        publisher.publish(report, step=step)
-        for thread in threading.enumerate():
-            if thread.name in ("summarycb-Good", "summarycb-Raises"):
-                thread.join(60)
-    assert [t.name for t in threading.enumerate() if t.name.startswith("summarycb-")] == ["summarycb-Blocked"]
-    assert good.written == (SUMMARY, 2)
-    blocked.release.set()
-    message = (
-        "the model summary was not written to Raises: OSError: no space left; "
-        "Blocked: was still busy with the one before"
-    )
-    with pytest.warns(SummaryWarning) as warned:
-        publisher.flush()
-    assert [str(w.message) for w in warned] == [message]
-
-
-def test_flush_does_not_raise_where_warnings_are_errors(report: Report, caplog: pytest.LogCaptureFixture) -> None:
-    publisher = Publisher([Raises(ValueError("no")), SimpleNamespace(write=lambda report, step: None)])
-    publisher.publish(report, step=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        publisher.flush()
-    message = "the model summary was not written to Raises: ValueError: no"
-    assert caplog.record_tuples == [("summarycb", logging.WARNING, message)]
-
-
-def test_a_script_that_ends_at_once_has_written_everything(tmp_path: Path) -> None:
-    """Nobody called ``flush``: the interpreter's exit does."""
-    path = tmp_path / "summary.json"
-    path.write_text(Report(SUMMARY).json, encoding="utf-8")
-    run_python(
-        "from summarycb.serialize import load; from summarycb.trackers import Publisher, Report, resolve\n"
-        "from torch.utils.tensorboard import SummaryWriter\n"
-        f"publisher = Publisher(resolve([SummaryWriter({str(tmp_path)!r})]))\n"
-        f"publisher.publish(Report(load({str(path)!r})), step=0)"
-    )
-    assert load(f"tensorboard:{tmp_path}") == SUMMARY
-
-
-def test_a_reports_text_has_the_depth_and_columns_that_were_asked_for() -> None:
-    report = Report(SUMMARY, Selection(depth=0, columns=["params", "calls"]))
-    assert report.text == SUMMARY.to_text(depth=0, columns=["params", "calls"])
-    assert "fwd MACs" not in report.text
