@@ -13,7 +13,7 @@ from summarycb.specs import TensorSpec
 
 FlowKind: TypeAlias = Literal["module", "op", "input", "output", "parameter"]
 MOST_NODES = 20_000
-MOST_EDGES = 40_000
+MOST_EDGES = 100_000
 """A dataflow of more of either is not kept."""
 
 

@@ -21,6 +21,7 @@ from summarycb.collect.origins import NOWHERE, Origins, Source
 from summarycb.dataflow import MOST_EDGES, MOST_NODES, Dataflow, FlowCall, FlowEdge, FlowKind, FlowNode
 from summarycb.specs import TensorSpec
 
+_MOST_NAMED = 64
 _HELD = NOWHERE - 1
 """From here downwards are the nodes of the parameters and buffers that nothing has read yet."""
 
@@ -282,10 +283,13 @@ class Flow:
 
 
 def _named(value: Any, kind: str) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
-    """The tensors in what a model is given or gives, by key; by place where there are several without keys."""
-    if issubclass(type(value), dict):  # a value's own ``__class__`` may be code
+    """The tensors in what a model is given or gives, by key; by place where there are several without keys.
+
+    Those of very many have one name: each would be looked into anew, and all may lead to the same.
+    """
+    if issubclass(type(value), dict) and dict.__len__(value) <= _MOST_NAMED:  # its own ``__class__`` may be code
         items = [(text(k) if type(k) is str else kind, item) for k, item in dict.items(value)]
-    elif type(value) in (list, tuple) and len(value) != 1:
+    elif type(value) in (list, tuple) and 1 != len(value) <= _MOST_NAMED:
         items = [(f"{kind} {place}", item) for place, item in enumerate(value)]
     else:
         items = [(kind, value)]
