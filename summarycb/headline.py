@@ -158,7 +158,7 @@ def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:
         yield "called by " + " → ".join(["…"] * (len(callers) > _MOST_CALLERS) + callers[-_MOST_CALLERS:])
     if module is not None:
         yield f"given {_given(failure.inputs)}"
-        yield from _after("with ", [f"{p.name} {'?' if p.shape is None else list(p.shape)}" for p in module.parameters])
+        yield from _after("with ", [f"{p.name} {p.shape_text}" for p in module.parameters])
     if failure.operation is not None:
         yield f"{failure.operation} of {_brief(failure.operands)}"
         yield from _differing(failure.operands)

@@ -183,7 +183,7 @@ def structure(summary: ModelSummary) -> str:
 def _line(module: ModuleSummary) -> str:
     """``Linear(in_features=4, out_features=2, bias=True) · weight [2, 4], bias [2] float32 · frozen``."""
     held = module.parameters
-    named = [f"{p.name} {'?' if p.shape is None else list(p.shape)}" for p in held[:_MOST_NAMED]]
+    named = [f"{p.name} {p.shape_text}" for p in held[:_MOST_NAMED]]
     named += [f"{len(held) - _MOST_NAMED} more"] * (len(held) > _MOST_NAMED)
     dtypes = "/".join(dict.fromkeys(p.dtype for p in held))
     frozen = [p.name for p in held if not p.trainable]

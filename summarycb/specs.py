@@ -92,6 +92,11 @@ class _Held:
     bytes: int | None
 
     @property
+    def shape_text(self) -> str:
+        """``[2, 3]``, or ``?`` of a lazy parameter."""
+        return "?" if self.shape is None else str(list(self.shape))
+
+    @property
     def numel(self) -> int | None:
         """Elements, globally."""
         return None if self.shape is None else prod(self.shape)

@@ -171,7 +171,7 @@ def _cost(work: Work | Amounts, gradients: int | None, part: tuple[int, int] = (
 
 def _about(module: ModuleSummary) -> dict[str, str]:
     """What the node's card says of it."""
-    held = [f"{p.name} {list(p.shape or '?')} {p.dtype}{'' if p.trainable else ' frozen'}" for p in module.parameters]
+    held = [f"{p.name} {p.shape_text} {p.dtype}{'' if p.trainable else ' frozen'}" for p in module.parameters]
     return {"path": module.path, "config": module.config, "parameters": ", ".join(held)}
 
 

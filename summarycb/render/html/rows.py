@@ -244,7 +244,7 @@ def parameters(summary: ModelSummary, item: Item) -> Iterator[Held]:
     for parameter in item.copies[0].parameters if item.copies else ():
         yield Held(
             parameter.name,
-            "?" if parameter.shape is None else str(list(parameter.shape)),
+            parameter.shape_text,
             units.exact(parameter.numel),
             parameter.dtype,
             units.nbytes(parameter.bytes),
