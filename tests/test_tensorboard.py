@@ -263,6 +263,20 @@ def test_a_structure_alone_is_a_graph_without_costs(tmp_path: Path) -> None:
     assert not metadata.step_stats.dev_stats
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_a_parameter_without_dimensions() -> None:
+    told = [node.about.get("parameters") for node in drawn(step(Scaled(), torch.ones(2)))]
+    assert [parameters for parameters in told if parameters] == ["scale [] float32"]
+
+
 def test_of_very_large_trees_the_upper_levels_are_drawn(net: ModelSummary, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is below them: eight modules in all, the root, three below it, one, and four."""
     monkeypatch.setattr(summarycb_tensorboard.graph, "MOST_MODULES", 5)
