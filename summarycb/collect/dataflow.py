@@ -15,7 +15,7 @@ import torch
 
 from summarycb.collect.calls import OUTSIDE, Calls
 from summarycb.collect.inputs import describe, iter_tensors
-from summarycb.collect.kinds import Kind, operands
+from summarycb.collect.kinds import Kind
 from summarycb.collect.modules import Structure, text
 from summarycb.collect.origins import NOWHERE, Origins, Source
 from summarycb.dataflow import MOST_EDGES, MOST_NODES, Dataflow, FlowCall, FlowEdge, FlowKind, FlowNode
@@ -138,7 +138,7 @@ class Flow:
         if kind is None:
             kind = self._kinds[id(func)] = Kind(func)
         if kind.views:
-            self._origins.view(args[0], operands((out,)))
+            self._origins.view(args[0], out)
             return
         call = self._calls.current
         owner = self._owners.get(call)
@@ -220,7 +220,7 @@ class Flow:
         self._read(node, [(self._node(source), spec) for source, spec in sources if source != NOWHERE])
         return node
 
-    def _read(self, node: int, sources: Iterable[tuple[int, int | None]]) -> None:
+    def _read(self, node: int, sources: Iterable[Source]) -> None:
         made = self._nodes[node]
         for source, spec in sources:
             if source != node:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from summarycb.collect.extents import Extent, common, extent, overlap, within, without
+from summarycb.collect.kinds import operands
 from summarycb.collect.storages import in_one_storage, storages
 
 NOWHERE = -1
@@ -59,7 +60,10 @@ class _Origin(weakref.ref[Any]):
 
 
 class Origins:
-    """``before`` makes the node of what was there before the step, and ``join`` that of sources too many to keep."""
+    """``before`` makes the node of what was there before the step, and ``join`` that of sources too many to keep.
+
+    ``like`` says which of the known tensors one is like.
+    """
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class Origins:
         return any(storage._cdata in self._storages for storage in storages(tensor))
 
     def given(self, tensor: torch.Tensor) -> list[int]:
-        """The nodes of what a model is given, None of them where it was made outside of modules by nobody's node.
+        """The nodes of what a model is given, made now for what nobody has made.
 
         What is a part of something larger is told by itself: another part may be the targets.
         """
@@ -111,10 +115,10 @@ class Origins:
         """Whatever its storage says, this tensor and the views of it come from this node."""
         self._know_tensor(tensor, _Write(node, self._time, None))
 
-    def view(self, base: object, views: list[torch.Tensor]) -> None:
-        """Views were made of something."""
+    def view(self, base: object, made: object) -> None:
+        """An operation has made a view of something, or several."""
         if self._tensors and (known := self._tensors.get(id(base))) is not None:
-            for tensor in views:
+            for tensor in operands((made,)):
                 self._know_tensor(tensor, known.write)
 
     def wrote(self, tensor: torch.Tensor, node: int, module: int | None = None) -> None:
