@@ -30,10 +30,14 @@ def at_exit(do: Callable[[], None]) -> Callable[[], object]:
 
 
 def _do_all() -> None:
-    while _wishes:
-        _, do = _wishes.popitem()
-        do()
-    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+    try:
+        while _wishes:
+            _, do = _wishes.popitem()
+            do()
+    finally:
+        if _wishes:  # that one was interrupted
+            _do_all()
+    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and not hasattr(sys, "ps1"):
         # the interpreter ends as one killed by Ctrl-C only if no other source text was executed since, as imports do
         with contextlib.suppress(KeyboardInterrupt):
             exec("raise KeyboardInterrupt")

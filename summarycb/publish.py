@@ -33,16 +33,26 @@ class Publisher:
 
     def __init__(self, trackers: Iterable[Tracker], timeout: float = 10.0) -> None:
         self._timeout = timeout
-        self._lock = threading.Lock()
         self._not_at_exit: Callable[[], object] | None = None
         self._begin(trackers)
 
     def _begin(self, trackers: Iterable[Tracker]) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
         self._copies = _Copies()
         self._jobs = [_Job(tracker, self._lock, self._copies, self._written) for tracker in trackers]
 
+    def _forget_other_process(self) -> None:
+        """A fork copies what is being written, and locks that are held, but no thread: the parent writes it."""
+        if self._process != os.getpid():
+            self._begin([job.tracker for job in self._jobs])
+
     def publish(self, report: Report, *, step: int) -> None:
-        """Start writing; returns at once. A tracker is given its reports one after another."""
+        """Start writing; returns at once.
+
+        A tracker is given its reports one after another: behind one that it was given up waiting for, the next waits.
+        """
+        self._forget_other_process()
         with self._lock:
             if self._jobs and self._not_at_exit is None:
                 self._not_at_exit = at_exit(self.flush)
@@ -62,17 +72,22 @@ class Publisher:
 
     def flush(self) -> None:
         """Wait until everything is written or the time is over, then say once what was not, and where it is."""
-        self._leave_exit()
+        self._forget_other_process()
         deadline = time.monotonic() + self._timeout
-        for job in self._jobs:
-            job.wait(deadline)
-        for job in self._jobs:
-            job.end(f"no answer within {self._timeout:g} s")
-        reasons = [f"{job.name}: {failure}" for job in self._jobs for failure in job.failures]
-        saved = self._copies.told()
-        self._begin([job.tracker for job in self._jobs])
-        if reasons:
-            warn(f"the model summary was not written to {'; '.join(reasons)}; {saved}")
+        why = "no answer before the wait was interrupted"
+        try:
+            for job in self._jobs:
+                job.wait(deadline)
+            why = f"no answer within {self._timeout:g} s"
+        finally:
+            for job in self._jobs:
+                job.end(why)
+            with self._lock:
+                reasons = [f"{job.name}: {failure}" for job in self._jobs for failure in job.take_failures()]
+            saved = self._copies.take()
+            self._leave_exit()
+            if reasons:
+                warn(f"the model summary was not written to {'; '.join(reasons)}; {saved}")
 
 
 class _Copies:
@@ -82,26 +97,28 @@ class _Copies:
         self._lock = threading.Lock()
         self._told: dict[int, tuple[Report, str]] = {}  # with the report, so that its id remains its own
 
-    def save(self, report: Report) -> None:
+    def save(self, report: Report, step: int) -> None:
         with self._lock:
             if id(report) not in self._told:
-                self._told[id(report)] = report, _save(report)
+                self._told[id(report)] = report, _save(report, step)
 
-    def told(self) -> str:
-        """Where they are."""
+    def take(self) -> str:
+        """Where those are of which this was not said yet."""
         with self._lock:
-            return "; ".join([told for _, told in self._told.values()])
+            told, self._told = self._told, {}
+        return "; ".join([where for _, where in told.values()])
 
 
-def _save(report: Report) -> str:
-    """Says where it is saved, or why it is not."""
+def _save(report: Report, step: int) -> str:
+    """Says where it is saved and how to write it later, or why it is not."""
     name = f"{PREFIX}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}.json"
     faults = []
     for folder in (Path(os.environ.get(FOLDER) or "model_summaries"), Path(tempfile.gettempdir())):
         path = folder / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return f"it is saved in {write(report.json, path)}"
+            saved = write(report.json, path).absolute()
+            return f"it is saved in {saved}; 'summarycb push --step {step}' writes it later"
         except Exception as error:
             faults.append(reason(error))
             with contextlib.suppress(OSError):
@@ -111,15 +128,18 @@ def _save(report: Report) -> str:
 
 @dataclass(eq=False)
 class _Job:
-    """What is being written to one tracker, the first of ``waiting``, and what could not be, each reason once."""
+    """What is being written to one tracker, the first of ``waiting``, and what could not be, each reason once.
+
+    ``given_up`` is the report that it was said of that the tracker has not answered, for as long as it does not.
+    """
 
     tracker: Tracker
-    lock: threading.Lock
+    lock: threading.RLock
     copies: _Copies
     when_idle: Callable[[], None]
     waiting: deque[tuple[Report, int]] = field(default_factory=deque)
     failures: dict[str, None] = field(default_factory=dict)
-    over: bool = False
+    given_up: Report | None = None
     threads: list[threading.Thread] = field(default_factory=list)
 
     @property
@@ -135,12 +155,13 @@ class _Job:
                 return  # the thread comes to it
         try:
             if full:
-                self._start(self._fail, report, f"did not come to more than {_MOST_WAITING} reports")
+                self._start(self._fail, report, step, f"did not come to more than {_MOST_WAITING} reports")
             else:
                 self._start(self._write)
         except RuntimeError as error:  # the process may have no more threads
-            self.waiting.clear()
-            self._fail(report, reason(error))
+            if not full:
+                self.waiting.pop()
+            self._fail(report, step, reason(error))
 
     def _start(self, what: Callable[..., None], *args: object) -> None:
         # a daemon: a tracker that never answers must not keep the process from ending
@@ -156,27 +177,36 @@ class _Job:
             try:
                 self.tracker.write(report, step=step)
             except BaseException as error:  # the thread ends here: a SystemExit, too, would be lost without a word
-                self._fail(report, reason(error))
+                self._fail(report, step, reason(error))
             with self.lock:
                 self.waiting.popleft()
+                self.given_up = None
                 idle = not self.waiting
         self.when_idle()
 
-    def _fail(self, report: Report, why: str) -> None:
-        if not self.over:
+    def _fail(self, report: Report, step: int, why: str) -> None:
+        with self.lock:
+            if report is self.given_up:
+                return
             self.failures[why] = None
-            self.copies.save(report)  # at once: the process may be killed before anybody waits
+        self.copies.save(report, step)  # at once: the process may be killed before anybody waits
+
+    def take_failures(self) -> list[str]:
+        """The reasons that were not said yet; to be called with the lock."""
+        failures, self.failures = self.failures, {}
+        return list(failures)
 
     def wait(self, deadline: float) -> None:
+        if [report for report, _ in self.waiting] == [self.given_up]:
+            return  # it was waited for already
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def end(self, why: str) -> None:
         """Give up what is not written yet; what is being written now may still be."""
         with self.lock:
-            left = list(self.waiting)
+            for report, step in self.waiting:
+                self._fail(report, step, why)
             while len(self.waiting) > 1:
                 self.waiting.pop()
-        for report, _ in left:
-            self._fail(report, why)
-        self.over = True
+            self.given_up = self.waiting[0][0] if self.waiting else None

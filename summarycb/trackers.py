@@ -6,9 +6,12 @@ metadata.
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol, Self, cast
 
@@ -19,6 +22,10 @@ from summarycb.tree import ModelSummary
 GROUP = "summarycb.trackers"
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 """The packages whose loggers an adapter takes, for :func:`is_kind`."""
+REFERENCES = ("tensorboard:<logdir>", "mlflow:<run_id>", "wandb:<entity>/<project>/<run>")
+"""Those of the trackers that come with the package; in all that is said of them they are written so."""
+READ_ONLY = ("wandb:<run folder>",)
+"""And those that can be read, but not written to."""
 
 
 class Tracker(Protocol):
@@ -49,6 +56,11 @@ class Tracker(Protocol):
 def names() -> list[str]:
     """The installed trackers' names; nothing is imported for it."""
     return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def forms() -> str:
+    """What a reference may begin with."""
+    return ", ".join(f"{name}:..." for name in names())
 
 
 def check_names(targets: object) -> None:
@@ -122,16 +134,29 @@ def is_kind(target: object, name: str, *packages: str) -> bool:
 
 
 def wrap(target: object) -> Tracker | None:
-    """The adapter whose kind ``target`` is, or None. An adapter that cannot be loaded is passed over with a warning."""
+    """The adapter whose kind ``target`` is, or None. One that cannot be loaded is passed over, and told of once."""
+    installed: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
+        installed.setdefault(entry.name, []).append(entry)
+    for name, entries in installed.items():
         try:
-            wrapped = _load(entry).wrap(target)
+            wrapped = _load(*entries).wrap(target)
         except Exception as error:
-            warn(f"tracker {entry.name!r} could not be asked for {type(target).__name__}: {reason(error)}")
+            _warn_once(f"tracker {name!r} could not be asked for {type(target).__name__}: {reason(error)}")
             continue
         if wrapped is not None:
             return wrapped
     return None
+
+
+_RUNS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_RUNS.clear)  # who holds one there is no thread of the child
+
+
+def writing(run: str) -> threading.Lock:
+    """To be held while a report is written to ``run``: of two models in one run, all of it is then the last one's."""
+    return _RUNS[run]
 
 
 def open_reference(reference: str) -> Tracker | None:
@@ -142,13 +167,7 @@ def open_reference(reference: str) -> Tracker | None:
 
 def kind(scheme: str) -> type[Tracker]:
     """The adapter of an installed tracker. Raises :class:`SummaryError` when it cannot be told apart or loaded."""
-    entry, *others = entry_points(group=GROUP, name=scheme)
-    if others:
-        packages = ", ".join(e.value for e in (entry, *others))
-        raise SummaryError(
-            f"several installed packages offer a tracker named {scheme!r}: {packages}; uninstall all but one"
-        )
-    return _load(entry)
+    return _load(*entry_points(group=GROUP, name=scheme))
 
 
 class Unopened:
@@ -156,7 +175,7 @@ class Unopened:
 
     def __init__(self, target: object, error: Exception) -> None:
         self.name = repr(target)
-        self._error = error
+        self._reason = reason(error)  # not the error: its traceback holds what the training holds
 
     @classmethod
     def wrap(cls, target: object) -> None:
@@ -169,11 +188,11 @@ class Unopened:
 
     def write(self, report: Report, *, step: int) -> None:
         """Raises what opening it has raised."""
-        raise self._error
+        raise SummaryError(self._reason)
 
     def read(self) -> ModelSummary:
         """Raises what opening it has raised."""
-        raise self._error
+        raise SummaryError(self._reason)
 
 
 def warn(message: str) -> None:
@@ -184,6 +203,9 @@ def warn(message: str) -> None:
         import logging
 
         logging.getLogger("summarycb").warning(message)
+
+
+_warn_once = lru_cache(warn)
 
 
 def _resolve_one(target: object) -> Tracker:
@@ -205,7 +227,12 @@ def _is_later(target: object) -> bool:
     return isinstance(target, str) or is_kind(target, "Logger", *LIGHTNING)
 
 
-def _load(entry: EntryPoint) -> type[Tracker]:
+def _load(entry: EntryPoint, *others: EntryPoint) -> type[Tracker]:
+    if others:
+        packages = ", ".join(e.value for e in (entry, *others))
+        raise SummaryError(
+            f"several installed packages offer a tracker named {entry.name!r}: {packages}; uninstall all but one"
+        )
     try:
         kind = entry.load()
     except Exception as error:
@@ -235,6 +262,16 @@ def _could_be_id(text: str) -> bool:
     return len(text) == 32 and text.isalnum()  # an MLflow run id
 
 
+_MOST_SAID = 500
+
+
 def reason(error: BaseException) -> str:
-    """What is said of it in a message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """What is said of it in a message: on one line, and no more of it than one reads."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception:
+        said = "it cannot be told"
+    said = f"{said[:_MOST_SAID]} …" if len(said) > _MOST_SAID else said
+    if isinstance(error, SummaryError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

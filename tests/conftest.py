@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from summarycb.publish import FOLDER
+from summarycb.trackers import _warn_once
 from tests.trainings import CASES, NOTHING, Case, left_behind, sweep
 
 torch.set_num_threads(1)  # the models are tiny: more threads would wait for each other, most of all beside other tests
@@ -40,6 +41,12 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "model_summaries"
     monkeypatch.setenv(FOLDER, str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_told() -> None:
+    """What is told once in a process is told in each test."""
+    _warn_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)

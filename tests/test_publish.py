@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +22,15 @@ import torch
 from torch import nn
 
 import summarycb
-from summarycb.errors import SummaryWarning
+from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.publish import Publisher
 from summarycb.report import METRICS, PREFIX, Report, structure
+from summarycb.step import Environment, Memory
 from summarycb.testing import RecordingTracker
-from summarycb.tree import ModelSummary
+from summarycb.trackers import Unopened, reason
+from summarycb.tree import ModelSummary, ModuleSummary, Work
 from summarycb.view import Selection
+from tests.literal import SUMMARY as WRITTEN_OUT
 from tests.test_trackers import SUMMARY
 
 
@@ -96,7 +103,7 @@ def test_flush_is_bounded_and_says_once_what_was_not_written(blocked: Blocked, r
     path, saved = the_copy(copies)
     assert warned == [
         "the model summary was not written to Raises: OSError: no space left; Blocked: no answer within 0.2 s; "
-        f"Raises: SystemExit: 3; it is saved in {path}"
+        f"Raises: SystemExit: 3; it is saved in {path}; 'summarycb push --step 7' writes it later"
     ]
     assert saved == SUMMARY
     assert good.reports == [(report, 7)]
@@ -129,9 +136,60 @@ def test_reports_are_written_one_after_another(blocked: Blocked, report: Report,
     with pytest.warns(SummaryWarning) as warned:
         publisher.flush()
     path, _ = the_copy(copies)
-    message = f"not written to Blocked: did not come to more than 8 reports; it is saved in {path}"
-    assert [str(w.message) for w in warned] == [f"the model summary was {message}"]
+    assert [str(w.message) for w in warned] == [
+        "the model summary was not written to Blocked: did not come to more than 8 reports; "
+        f"it is saved in {path}; 'summarycb push --step 8' writes it later"
+    ]
     assert blocked.steps == list(range(8))
+
+
+def test_where_no_more_threads_can_be_made_nothing_is_lost(
+    blocked: Blocked, report: Report, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight wait for the thread there is, and the ninth has none: it is saved, and the eight are written."""
+    publisher = Publisher([blocked], timeout=60)
+    publisher.publish(Report(SUMMARY), step=0)
+    assert blocked.started.wait(60)
+
+    def no_more(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        for step in range(1, 9):
+            publisher.publish(Report(SUMMARY), step=step)
+    blocked.release.set()
+    with pytest.warns(
+        SummaryWarning, match="not written to Blocked: RuntimeError: can't start new thread; it is saved"
+    ):
+        publisher.flush()
+    assert the_copy(copies)[1] == SUMMARY
+    assert blocked.steps == list(range(8))
+
+
+def test_a_tracker_that_was_waited_for_is_not_again(blocked: Blocked, report: Report, copies: Path) -> None:
+    publisher = Publisher([blocked], timeout=0.2)
+    published(publisher, report)
+    publisher._timeout = 60
+    begin = time.monotonic()
+    publisher.flush()
+    assert time.monotonic() - begin < 30
+
+
+def test_a_tracker_that_answers_late_is_not_given_the_next_report_before(
+    blocked: Blocked, report: Report, copies: Path
+) -> None:
+    """The newest is written last, and nothing is said twice of the one that was given up."""
+    publisher = Publisher([blocked], timeout=0.2)
+    [warned] = published(publisher, report, step=0)
+    publisher.publish(Report(SUMMARY), step=1)
+    publisher.publish(Report(SUMMARY), step=2)
+    assert [t.name for t in threading.enumerate() if t.name.startswith("summarycb-")] == ["summarycb-Blocked"]
+    blocked.release.set()
+    publisher._timeout = 60
+    publisher.flush()  # a warning would be an error here
+    assert blocked.steps == [0, 1, 2]
+    assert "no answer within 0.2 s" in warned
 
 
 def test_each_report_that_was_not_written_has_a_file(report: Report, copies: Path) -> None:
@@ -168,7 +226,7 @@ def test_where_the_folder_cannot_be_written_the_temporary_one_is_taken(
         )
     else:
         path, saved = the_copy(temporary)
-        assert warned.endswith(f"; it is saved in {path}")
+        assert warned.endswith(f"; it is saved in {path}; 'summarycb push --step 0' writes it later")
         assert saved == SUMMARY
 
 
@@ -199,7 +257,10 @@ def test_flush_does_not_raise_where_warnings_are_errors(
         warnings.simplefilter("error")
         publisher.flush()
     path, _ = the_copy(copies)
-    message = f"the model summary was not written to Raises: ValueError: no; it is saved in {path}"
+    message = (
+        f"the model summary was not written to Raises: ValueError: no; it is saved in {path}; "
+        "'summarycb push --step 0' writes it later"
+    )
     assert caplog.record_tuples == [("summarycb", logging.WARNING, message)]
 
 
@@ -219,7 +280,8 @@ def test_what_no_tracker_could_be_opened_for_is_saved(copies: Path, monkeypatch:
         hook.flush()
     path, saved = the_copy(copies)
     assert [str(w.message) for w in warned] == [
-        f"the model summary was not written to 'mlflow': ConnectionError: no route to host; it is saved in {path}"
+        "the model summary was not written to 'mlflow': ConnectionError: no route to host; "
+        f"it is saved in {path}; 'summarycb push --step 0' writes it later"
     ]
     assert saved == hook.summary
 
@@ -245,6 +307,118 @@ def test_a_script_that_ends_at_once_has_written_everything(tmp_path: Path) -> No
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
+
+
+SILENT = """
+import os, signal, sys, threading, warnings
+import summarycb
+from summarycb.publish import Publisher
+from summarycb.report import Report
+from tests.literal import SUMMARY
+
+class Silent:
+    def __init__(self, begun=lambda: None):
+        self.begun = begun
+    def write(self, report, *, step):
+        self.begun()
+        threading.Event().wait()
+"""
+
+
+def test_a_wait_that_is_interrupted_loses_nothing(tmp_path: Path) -> None:
+    """Ctrl-C is what one presses when nothing seems to go on; another publisher has its turn, too."""
+    code = SILENT + (
+        "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "Publisher([Silent()], timeout=0.1).publish(Report(SUMMARY), step=1)\n"
+        "publisher = Publisher([Silent(lambda: threading.Timer(0.2, interrupt).start())], timeout=60)\n"
+        "publisher.publish(Report(SUMMARY), step=2)\n"
+        "publisher.flush() if sys.argv[1] == 'flush' else None\n"
+    )
+    for when in ("flush", "exit"):
+        folder = tmp_path / when
+        done = subprocess.run(
+            [sys.executable, "-c", code, when], capture_output=True, text=True, timeout=60,
+            env=os.environ | {"SUMMARYCB_DIR": str(folder)},
+        )  # fmt: skip
+        assert "Silent: no answer before the wait was interrupted; it is saved in" in done.stderr
+        assert "Silent: no answer within 0.1 s; it is saved in" in done.stderr
+        assert [summarycb.load(path) for path in folder.iterdir()] == [WRITTEN_OUT] * 2
+
+
+def test_a_forked_process_leaves_to_its_parent_what_that_is_writing(tmp_path: Path) -> None:
+    """The fork is made while a writer holds the lock; the child ends with nothing to say, and can publish itself."""
+    code = SILENT + (
+        "publisher = Publisher([Silent()], timeout=0.2)\n"
+        "publisher.publish(Report(SUMMARY), step=1)\n"
+        "with publisher._lock:\n"
+        "    child = os.fork()\n"
+        "if not child and sys.argv[1] == 'silent':\n"
+        "    sys.exit(7)\n"
+        "if not child:\n"
+        "    publisher.publish(Report(SUMMARY), step=2)\n"
+        "    sys.exit(7)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+        "os._exit(0)\n"
+    )
+    for what, copies in (("silent", 0), ("publishes", 1)):
+        folder = tmp_path / what
+        done = subprocess.run(
+            [sys.executable, "-c", code, what], capture_output=True, text=True, timeout=60, check=True,
+            env=os.environ | {"SUMMARYCB_DIR": str(folder)},
+        )  # fmt: skip
+        assert done.stderr.count("was not written") == copies
+        assert len(list(folder.glob("*"))) == copies
+
+
+def test_a_forked_process_does_not_wait_for_what_a_thread_of_its_parent_writes() -> None:
+    code = (
+        "import os, sys\n"
+        "from summarycb.trackers import writing\n"
+        "with writing('run'):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os._exit(0 if writing('run').acquire(timeout=5) else 1)\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
+def test_a_tracker_that_could_not_be_opened_keeps_nothing_of_the_training() -> None:
+    """The error has the frames of all that was running, and what these hold."""
+
+    class Held:
+        pass
+
+    def training() -> tuple[Unopened, weakref.ref[Held]]:
+        held = Held()
+        try:
+            raise ConnectionError("no route to host")
+        except ConnectionError as error:
+            return Unopened("mlflow", error), weakref.ref(held)
+
+    unopened, held = training()
+    gc.collect()
+    assert held() is None
+    with pytest.raises(SummaryError, match=r"^ConnectionError: no route to host$"):
+        unopened.write(Report(SUMMARY), step=0)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("on purpose")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("<html>\n" + "x" * 1_000_000), "OSError: <html> " + "x" * 493 + " …"),  # 500 characters and the mark
+        (Unspeakable(), "Unspeakable: it cannot be told"),
+        (SummaryError("what happened"), "what happened"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_a_reason_can_be_read(error: BaseException, said: str) -> None:
+    assert reason(error) == said
 
 
 def test_a_reports_text_has_the_depth_and_columns_that_were_asked_for() -> None:
@@ -278,6 +452,53 @@ def test_the_lines_that_a_diff_of_runs_is_of() -> None:
         "act": "ReLU()",
         "last": "Linear(in_features=3, out_features=2, bias=False) · weight [2, 3] float32 · frozen",
     }
+
+
+class Many(nn.Module):
+    """``count`` parameters of ``shape``, of which those from ``melted`` on are trained; the last is of ``dtype``."""
+
+    def __init__(self, count: int = 10, last: int = 2, dtype: torch.dtype = torch.float32, melted: int = 0) -> None:
+        super().__init__()
+        for n in range(count):
+            size, kind = (last, dtype) if n == count - 1 else (2, torch.float32)
+            self.register_parameter(f"p{n}", nn.Parameter(torch.ones(size, dtype=kind), requires_grad=n >= melted))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def line(module: nn.Module) -> str:
+    return Report(summarycb.summarize(nn.Sequential(module), (torch.rand(2),))).leaves["0"]
+
+
+def test_lines_of_modules_that_differ_differ() -> None:
+    """Where a line does not say all, it ends with the first digits of a hash of all."""
+    many = [f"p{n} [2]" for n in range(10)]
+    whole = f"Many() · {', '.join(many)} float32"
+    assert line(Many()) == (
+        f"Many() · {', '.join(many[:8])}, 2 more float32 · #{sha256(whole.encode()).hexdigest()[:8]}"
+    )
+    assert line(Many(2, dtype=torch.float64)) == "Many() · p0 [2] float32, p1 [2] float64"
+    assert line(Many(2, melted=1)) == "Many() · p0 [2], p1 [2] float32 · frozen: p0"
+    others = [Many(last=3), Many(dtype=torch.float64), Many(melted=9), Many(melted=8), Many(11)]
+    assert len({line(Many()), *map(line, others)}) == 6
+
+
+def test_what_is_cut_of_a_long_text_is_told_by_a_hash() -> None:
+    """A line, and a text of the run, have 1,000 characters, the last 12 of which are `` · #`` and eight digits."""
+    reports = [
+        Report(
+            ModelSummary(ModuleSummary("", "", "Net", config), Work(), Memory(), Environment("0.1.0", optimizer=config))
+        )
+        for config in ("x" * 2_000 + end for end in "ab")
+    ]
+    for texts, whole in (
+        ([one.leaves[""] for one in reports], f"Net({'x' * 2_000}a)"),
+        ([one.identity["model_summary/optimizer"] for one in reports], f"{'x' * 2_000}a"),
+    ):
+        assert texts[0] == f"{whole[:988]} · #{sha256(whole.encode()).hexdigest()[:8]}"
+        assert texts[1][:-8] == texts[0][:-8]
+        assert texts[1] != texts[0]
 
 
 def test_equal_architectures_have_equal_structures() -> None:
