@@ -1,22 +1,13 @@
-"""A real MLflow server on loopback: what is written there, what its pages show, and what becomes of us when it dies.
+"""A real MLflow server on loopback: what is written there, and what its pages show.
 
-Servers take seconds to start: one lives through all tests of this file, and one is killed.
+What becomes of us when it dies is in ``test_tracker_faults.py``.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -32,99 +23,24 @@ from selenium.webdriver.support.wait import WebDriverWait
 from torch import nn
 
 import summarycb
-import summarycb_mlflow
-from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.errors import SummaryError
 from summarycb.report import Report
 from summarycb.trackers import resolve
 from summarycb.tree import ModelSummary
 from summarycb.watch import Watch
 from summarycb_mlflow import MLflowTracker
 from tests.chromium import chromium, needs_chromium
+from tests.mlflow_server import SECONDS, Server, server
 from tests.pages import Residual, residual
 
 pytestmark = pytest.mark.slow
-SECONDS = 120
-
-
-@dataclass
-class Server:
-    """MLflow's own, on sqlite; in a session of its own, so that its workers end with it."""
-
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes]
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=SECONDS).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            try:
-                self.process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-            raise AssertionError((self.folder / "log").read_text())
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(SECONDS)
-        deadline = time.monotonic() + SECONDS
-        while self._listens():
-            assert time.monotonic() < deadline
-
-    def _listens(self) -> bool:
-        with socket.socket() as one:  # its workers may die a little later
-            return one.connect_ex(("127.0.0.1", self.port)) != errno.ECONNREFUSED
-
-    def run(self) -> str:
-        """A new run."""
-        return MlflowClient(self.uri).create_run("0").info.run_id
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[Server]:
-    """Being started."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"),
-    ]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    started = Server(folder, port, process)
-    try:
-        yield started
-    finally:
-        started.kill()
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    """Two, started side by side."""
-    with server(tmp_path_factory.mktemp("alive")) as alive, server(tmp_path_factory.mktemp("doomed")) as doomed:
+def alive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("alive")) as alive:
         alive.wait()
-        doomed.wait()
-        yield [alive, doomed]
-
-
-@pytest.fixture
-def alive(servers: list[Server]) -> Server:
-    return servers[0]
-
-
-@pytest.fixture
-def doomed(servers: list[Server]) -> Server:
-    return servers[1]
+        yield alive
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +71,19 @@ def test_what_is_read_equals_what_was_written(alive: Server, summary: ModelSumma
     assert data.metrics == {name: float(value) for name, value in report.metrics.items()}
     assert {name: tag for name, tag in data.tags.items() if not name.startswith("mlflow.")} == report.identity
     assert [m.step for m in client.get_metric_history(run_id, "model_summary/total_params")] == [0]
+
+    tracker.write(report, step=9)
+    newer = Report(summarycb.summarize(nn.Linear(2, 1), (torch.ones(4, 2),)))  # which knows of no backward
+    assert "model_summary/backward_flops" not in newer.metrics
+    for _ in range(2):
+        tracker.write(newer, step=1)
+    data = client.get_run(run_id).data
+    now = {name: str(value) for name, value in data.metrics.items()}
+    assert now == {**dict.fromkeys(report.metrics, "nan"), **{n: str(float(v)) for n, v in newer.metrics.items()}}
+    assert {name: tag for name, tag in data.tags.items() if not name.startswith("mlflow.")} == newer.identity
+    history = client.get_metric_history(run_id, "model_summary/total_params")
+    assert [(m.step, m.value) for m in history] == [(0, summary.total_params), (1, 3)]  # 2 weights, 1 bias
+    assert tracker.read() == newer.summary
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
@@ -188,66 +117,19 @@ def train(model: nn.Module, batch: torch.Tensor, tracker: object) -> Watch:
     return hook
 
 
-class KillsTheServer(Report):
-    """The server dies between two artifacts."""
-
-    server: Server
-
-    @property
-    def html(self) -> str:  # type: ignore[override]
-        self.server.kill()
-        return ""
-
-
-def test_a_server_that_fails_and_dies(
-    doomed: Server, summary: ModelSummary, copies: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its disk refuses artifacts; then it is killed while we write, and was killed before we write.
-
-    Each is told in seconds, with the cause, where MLflow's client tries for four minutes a call; the training goes on
-    and what was to be written is in a file.
-    """
-    run_id, artifacts = doomed.run(), doomed.folder / "artifacts"
-    tracker = MLflowTracker(run_id, MlflowClient(doomed.uri))
-    named = f"^MLflow run '{run_id}' at {doomed.uri}: "
-    begin = time.monotonic()
-    artifacts.touch()  # a file, where there is to be a folder
-    with pytest.raises(SummaryError, match=f"{named}500 Server Error: Internal Server Error for url: "):
-        tracker.write(Report(summary), step=0)
-    artifacts.unlink()
-    report = KillsTheServer(summary)
-    object.__setattr__(report, "server", doomed)  # it is frozen
-    with pytest.raises(SummaryError, match=rf"{named}\[Errno 111\] Connection refused$"):
-        tracker.write(report, step=0)
-    assert len(list(artifacts.rglob("model_summary.json"))) == 1
-    with pytest.raises(SummaryError, match=rf"{named}\[Errno 111\] Connection refused$"):
-        tracker.write(Report(summary), step=0)
-    with pytest.raises(SummaryError, match=rf"^no readable model_summary.json in {named[1:]}\[Errno 111\]"):
-        tracker.read()
-
-    with pytest.warns(SummaryWarning) as warned:
-        hook = train(nn.Linear(2, 1), torch.ones(1, 2), tracker)
-    (copy,) = copies.iterdir()
-    assert [str(w.message) for w in warned] == [
-        f"the model summary was not written to MLflowTracker: SummaryError: {named[1:]}[Errno 111] Connection refused; "
-        f"it is saved in {copy}"
-    ]
-    assert summarycb.load(copy) == hook.summary
-    assert time.monotonic() - begin < 30
-    assert caplog.messages == []  # nor is each try said in the log
-
-
-def test_a_port_that_accepts_and_never_answers(summary: ModelSummary, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert summarycb_mlflow.ANSWER_SECONDS == 5
-    monkeypatch.setattr(summarycb_mlflow, "ANSWER_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        where = f"127.0.0.1:{silent.getsockname()[1]}"
-        tracker = MLflowTracker("0" * 32, MlflowClient(f"http://me:secret@{where}"))
-        begin = time.monotonic()
-        with pytest.raises(SummaryError) as caught:
-            tracker.write(Report(summary), step=0)
-        assert time.monotonic() - begin < 5
-    assert str(caught.value) == f"MLflow run '{'0' * 32}' at http://{where}: timed out"
+def test_a_server_whose_disk_refuses_artifacts(alive: Server, summary: ModelSummary) -> None:
+    """Is named with its answer; the totals are there, and the run does not claim to have a table."""
+    run_id, artifacts = alive.run(), alive.folder / "artifacts" / "0"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    (artifacts / run_id).touch()  # a file, where there is to be a folder
+    with pytest.raises(
+        SummaryError,
+        match=f"^MLflow run '{run_id}' at {alive.uri}: 500 Server Error: Internal Server Error for url: ",
+    ):
+        MLflowTracker(run_id, MlflowClient(alive.uri)).write(Report(summary), step=0)
+    data = MlflowClient(alive.uri).get_run(run_id).data
+    assert data.metrics["model_summary/total_params"] == summary.total_params
+    assert "mlflow.loggedArtifacts" not in data.tags
 
 
 @needs_chromium
@@ -310,8 +192,11 @@ def test_the_pages(alive: Server, tmp_path: Path) -> None:
         see("Artifacts")
         see("model_summary.html").click()
         for at, shown in enumerate(params):
-            frame(at + 1)
-            see(f"{shown:,}")
+            frame(at + 1)  # of 150 pixels: what is seen without scrolling is the figures
+            wait.until(visibility_of_element_located((By.TAG_NAME, "strong")))
+            figures = driver.find_element(By.CSS_SELECTOR, ".tile strong")
+            assert figures.text == f"{shown:,}"
+            assert driver.execute_script("return arguments[0].getBoundingClientRect().bottom <= innerHeight", figures)
         driver.switch_to.default_content()
         shoot("compare_pages")
         see("model_summary.txt").click()
