@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import summarycb
 from summarycb import ModelSummary, SummaryError
 from summarycb.columns import METRICS
 from summarycb.errors import missing
+from summarycb.report import Report
 from summarycb.step import Environment, Memory, Moment
 from summarycb.tree import ModuleSummary, Work
 from tests.literal import FC, HEAD, ROOT, SUMMARY
@@ -305,6 +307,29 @@ def test_names_cannot_break_a_figure() -> None:
     assert_whole(memory)
 
 
+def test_what_no_font_has_is_escaped_and_nothing_warns() -> None:
+    """Also in the pictures for trackers, which are drawn in a thread of their own."""
+    first = replace(FC, path="编码器", name="编码器", type_name="层é😀")
+    summary = replace(SUMMARY, root=replace(ROOT, children=(first, HEAD)))
+    costs = summary.plot_costs()
+    assert list(bars(costs)) == ["\\u7f16\\u7801\\u5668", "head", "(outside)"]
+    assert legend(costs) == ["\\u5c42é😀", "Head", "loss, etc."]
+    assert_whole(costs)
+    with ThreadPoolExecutor(1) as thread:  # a warning would be an error, and the picture left out
+        assert list(thread.submit(lambda: Report(summary).images).result(60)) == [
+            "memory", "forward_macs", "params", "saved_activations",
+        ]  # fmt: skip
+
+
+def test_a_font_that_the_user_has_chosen_is_asked() -> None:
+    """DejaVu Sans Mono has no ``😀``; after it another one is looked into that does."""
+    named = replace(SUMMARY, root=replace(ROOT, children=(replace(FC, path="😀", name="😀"), HEAD)))
+    with matplotlib.rc_context({"font.family": ["DejaVu Sans Mono"]}):
+        assert next(iter(bars(named.plot_costs()))) == "\\U0001f600"
+    with matplotlib.rc_context({"font.family": ["DejaVu Sans Mono", "DejaVu Sans"]}):
+        assert next(iter(bars(named.plot_costs()))) == "😀"
+
+
 def test_a_figure_needs_no_display_and_changes_nothing() -> None:
     """Made without pyplot or torch, and matplotlib's settings stay as they were."""
     code = (
@@ -322,7 +347,8 @@ def test_a_figure_needs_no_display_and_changes_nothing() -> None:
 
 def test_matplotlib_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for plot in (SUMMARY.plot_costs, SUMMARY.plot_memory):
+    named = replace(SUMMARY, root=replace(ROOT, children=(replace(FC, path="层", name="层"),)))
+    for plot in (SUMMARY.plot_costs, SUMMARY.plot_memory, named.plot_costs, named.plot_memory):
         with pytest.raises(ModuleNotFoundError) as raised:
             plot()
         assert str(raised.value) == str(missing("plot", "matplotlib"))

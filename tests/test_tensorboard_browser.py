@@ -5,10 +5,6 @@ Skipped where there is no Chromium; ``.ci/run`` installs Debian's.
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +16,12 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.support.wait import WebDriverWait
 from torch.utils.tensorboard import SummaryWriter
 
-from summarycb.report import Report
+from summarycb.report import Report, structure
 from summarycb.trackers import resolve
 from summarycb.tree import ModelSummary
 from tests.chromium import SECONDS, chromium, needs_chromium
 from tests.pages import Block, residual, step
+from tests.tensorboards import serving
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 ALL = """
@@ -103,24 +100,8 @@ def server(summary: ModelSummary, tmp_path_factory: pytest.TempPathFactory) -> I
         writer.add_scalar("loss", 1.0, 0)
     [tracker] = resolve([f"tensorboard:{folder / 'block'}"])
     tracker.write(Report(step(Block(4, 8), torch.ones(2, 4))), step=0)
-    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", folder, "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    ends = threading.Timer(10 * SECONDS, process.kill)  # whatever happens here
-    ends.start()
-    try:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
-                yield found[0]
-                break
-        else:
-            pytest.fail("".join(lines))
-    finally:
-        process.terminate()
-        process.communicate()
-        ends.cancel()
+    with serving(folder) as url:
+        yield url
 
 
 @pytest.fixture
@@ -128,19 +109,20 @@ def page(driver: Chrome, server: str, tmp_path: Path) -> Page:
     return Page(driver, server, tmp_path)
 
 
-def test_the_graphs_page_draws_the_model_and_colours_it_by_work(page: Page) -> None:
+def test_the_graphs_page_draws_the_model_and_colours_it_by_work(page: Page, summary: ModelSummary) -> None:
     page.open("graphs")
     page.choose("paper-item", "residual")
-    page.choose("paper-item", "model_summary/Residual/forward")
+    forward, backward = [
+        f"model_summary/Residual/{phase}.{structure(summary)[:8]}" for phase in ("forward", "backward")
+    ]
+    page.choose("paper-item", forward)
     items = page.run("return all('paper-item').map(element => element.textContent.trim())")
-    assert items == [
-        "block", "residual", "model_summary/Residual/backward", "model_summary/Residual/forward",
-    ]  # fmt: skip
+    assert items == ["block", "residual", backward, forward]
     page.choose("paper-radio-button", "Profile")
     page.choose("paper-radio-button", "Compute time")
     page.says("69.1 ms")  # the legend's end
     names = page.run("return all('g.node').map(element => element.getAttribute('data-name'))")
-    assert set(names) == {"Residual", "input", "tokens", "h", "head", "output", "outside", "loss"}
+    assert set(names) == {"Residual", "input", "tokens", "h", "head", "output", "(outside)", "loss"}
     # 10 rows, 2 FLOPs a MAC: twelve blocks of 8 x 16 and one of 8 x 24, up and down; the head of 8 x 40
     work = 2 * 10 * (12 * 2 * 8 * 16 + 2 * 8 * 24)
     assert (work, 2 * 10 * 8 * 40) == (69_120, 6_400)

@@ -1,6 +1,7 @@
 """TensorBoard: totals as scalars, the model as graphs, text and pictures, and the JSON as a string tensor.
 
-Imports neither torch nor tensorboard until something is written or read. A scalar of TensorBoard is a 32-bit float,
+Imports neither torch nor tensorboard until something is written or read; tensorboardX alone is enough to write to a
+directory of this machine, not to read. A scalar of TensorBoard is a 32-bit float,
 exact below 2**24; the JSON is always exact.
 
 A report is an event file of its own beside the writer's, which is not touched: where the disk is full, a writer that
@@ -10,6 +11,7 @@ writers, since the slower of TensorBoard's two loaders never goes back to a file
 
 from __future__ import annotations
 
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -27,16 +29,18 @@ TAG = f"{PREFIX}/json"
 class TensorBoardTracker:
     """Writes beside a ``SummaryWriter`` (torch's or tensorboardX's) or into a log directory, and reads from one."""
 
-    def __init__(self, logdir: str, *, make: bool) -> None:
-        self._logdir = logdir
+    def __init__(self, logdir: str, *, make: bool, to_disk: bool = True) -> None:
+        self._logdir = logdir if _is_remote(logdir) else os.path.abspath(logdir)  # the training may go elsewhere
         self._make = make
+        self._to_disk = to_disk
 
     @classmethod
     def wrap(cls, target: object) -> Self | None:
         """Takes a ``SummaryWriter``, or the Lightning logger that holds one."""
         if is_kind(target, "SummaryWriter", "torch", "tensorboardX"):
             writer: Any = target
-            return cls(str(writer.log_dir if hasattr(writer, "log_dir") else writer.logdir), make=False)
+            logdir = str(writer.log_dir if hasattr(writer, "log_dir") else writer.logdir)
+            return cls(logdir, make=False, to_disk=getattr(writer, "_write_to_disk", True))
         if is_kind(target, "TensorBoardLogger", *LIGHTNING):
             logger: Any = target
             return cls.wrap(logger.experiment)
@@ -51,20 +55,27 @@ class TensorBoardTracker:
         return cls(logdir, make=True)
 
     def write(self, report: Report, *, step: int) -> None:
-        """All of it at ``step``, whole or not at all; an earlier report of the same architecture goes."""
+        """All of it at ``step``, whole or not at all; an earlier report of the same architecture goes.
+
+        Nothing where the writer is tensorboardX's with ``write_to_disk=False``.
+        """
+        if not self._to_disk:
+            return
         try:
             from summarycb_tensorboard.events import event_file
         except ModuleNotFoundError:
             raise missing("tensorboard", "tensorboard") from None
         name = f"events.out.tfevents.0{time.time_ns()}.{_suffix(report.identity[f'{PREFIX}/structure'])}"
         events = event_file(report, step)
-        if "://" in self._logdir:  # TensorBoard's way to other file systems, which knows no removing
+        if _is_remote(self._logdir):  # TensorBoard's way to other file systems, which knows no removing
             with _gfile().GFile(f"{self._logdir}/{name}", "wb") as file:
                 file.write(events)
             return
         folder = Path(self._logdir)
         if self._make:
             folder.mkdir(parents=True, exist_ok=True)
+        elif not folder.is_dir():
+            raise FileNotFoundError(f"the log directory {self._logdir!r} is gone")
         earlier = self._files(report.identity[f"{PREFIX}/structure"])
         unfinished = folder / f".{name.replace('tfevents', 'unfinished')}"
         try:
@@ -81,10 +92,7 @@ class TensorBoardTracker:
 
     def read(self) -> ModelSummary:
         """The summary of the newest event."""
-        try:
-            accumulator: Any = import_module("tensorboard.backend.event_processing.event_accumulator")
-        except ModuleNotFoundError:
-            raise missing("tensorboard", "tensorboard") from None
+        accumulator = _tensorboard("backend.event_processing.event_accumulator")
         every, few = 0, 1
         keep = dict.fromkeys(accumulator.DEFAULT_SIZE_GUIDANCE, few) | {"tensors": every}
         where = [self._logdir, *map(str, self._files())][-1]  # of a run in another file system all is read
@@ -96,9 +104,20 @@ class TensorBoardTracker:
         return loads(b"".join(newest.tensor_proto.string_val).decode(errors="replace"), self._logdir)
 
 
+def _is_remote(logdir: str) -> bool:
+    return "://" in logdir
+
+
 def _suffix(structure: str) -> str:
     return f"{PREFIX}.{structure}"
 
 
 def _gfile() -> Any:
-    return import_module("tensorboard.compat").tf.io.gfile
+    return _tensorboard("compat").tf.io.gfile
+
+
+def _tensorboard(module: str) -> Any:
+    try:
+        return import_module(f"tensorboard.{module}")
+    except ModuleNotFoundError:
+        raise missing("tensorboard", "tensorboard") from None

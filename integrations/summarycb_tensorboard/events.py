@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import time
 from collections.abc import Iterator
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.graph.metadata import PLUGIN_NAME_RUN_METADATA
-from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXT
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from summarycb.report import PREFIX, Report
+from summarycb_tensorboard.crc32c import masked_crc32c
+from summarycb_tensorboard.graph import escaped
+from summarycb_tensorboard.messages import Event, Summary
 from summarycb_tensorboard.run_metadata import graphs
 
-PLUGIN = "summarycb"
+PLUGIN, TEXT, GRAPH = "summarycb", "text", "graph_run_metadata"
 JSON = f"{PREFIX}/json"
 
 
 def event_file(report: Report, step: int) -> bytes:
     """All of the report at ``step``, each thing an event."""
-    file = io.BytesIO()
-    records = RecordWriter(file)
     now = time.time()
-    records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for value in _values(report):
-        records.write(Event(wall_time=now, step=step, summary=Summary(value=[value])).SerializeToString())
-    return file.getvalue()
+    events = [Event(wall_time=now, file_version="brain.Event:2")]
+    events += [Event(wall_time=now, step=step, summary=Summary(value=[value])) for value in _values(report)]
+    return b"".join(_record(event.SerializeToString()) for event in events)
+
+
+def _record(data: bytes) -> bytes:
+    """As TensorFlow frames it."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 def _values(report: Report) -> Iterator[Summary.Value]:
@@ -36,9 +35,10 @@ def _values(report: Report) -> Iterator[Summary.Value]:
         yield Summary.Value(tag=name, simple_value=total)
     yield _text(JSON, PLUGIN, report.json.encode())
     yield _text(f"{PREFIX}/text/text_summary", TEXT, f"```\n{report.text}\n```".encode())
+    model, structure = escaped(report.summary.root.type_name), report.identity[f"{PREFIX}/structure"]
     for phase, found in graphs(report.summary):
-        tag = f"{PREFIX}/{report.summary.root.type_name}/{phase}"
-        yield _text(tag, PLUGIN_NAME_RUN_METADATA, found.SerializeToString(), content=b"1")
+        tag = f"{PREFIX}/{model}/{phase}.{structure[:8]}"  # of two models of one class the Graphs page has both
+        yield _text(tag, GRAPH, found.SerializeToString(), content=b"1")
     for name, png in report.images.items():
         width, height = struct.unpack(">II", png[16:24])
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)

@@ -2,7 +2,7 @@
 
 A node is a call of a module, an operation, an input or an output. It is named by the module's path with ``/``, and
 ``#2`` is the second call; what TensorBoard's names cannot have is escaped. What a module computed itself, and its
-settings, are at the node in it that has its name.
+settings, are at the node in it that has its name. No module's name is ``(outside)``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from summarycb.dataflow import Dataflow
 from summarycb.graph.contracted import of_parameters
 from summarycb.names import escape
 from summarycb.specs import Opaque, Spec, TensorSpec, spec_text, tensors_of
-from summarycb.tree import Amounts, CallGroup, ModelSummary, ModuleSummary, Work, flops
+from summarycb.tree import OUTSIDE, Amounts, CallGroup, ModelSummary, ModuleSummary, Work, flops
 
 MOST_MODULES = 20_000
 """Of a larger tree the upper levels are drawn, each module with all that is in it, and without the dataflow."""
@@ -56,8 +56,10 @@ def drawn(summary: ModelSummary) -> list[Node]:
     """The calls in the order in which they began, the rest of the dataflow, and the modules that are not in it."""
     modules = list(summary.root.walk())
     rows, flow = [(module, module.own) for module in modules], summary.dataflow
+    lacks = [note.text for note in summary.notes if note.kind == "dataflow"]
     if len(modules) > MOST_MODULES:
         rows, flow = _upper(summary.root), None
+        lacks = [f"of more than {MOST_MODULES:,} modules the upper levels are drawn, without the dataflow"]
     names = _Names()
     nodes: list[Node] = []
     called: dict[int, Sequence[CallGroup | None]] = {}
@@ -66,7 +68,9 @@ def drawn(summary: ModelSummary) -> list[Node]:
     for place, (module, own) in enumerate(rows):
         nodes += _rest(module, own, called.get(place, ()), names)
     if summary.observed != "structure":
-        nodes.append(Node(names.new("outside"), "outside", cost=_cost(summary.outside, gradients=0)))
+        nodes.append(Node(names.new(OUTSIDE), "outside", cost=_cost(summary.outside, gradients=0)))
+    if lacks:
+        nodes[0].about["dataflow"] = "; ".join(lacks)
     return nodes
 
 
@@ -99,7 +103,7 @@ def _flow(
             around = modules[flow.calls[call.caller].module].path
             if module.path.startswith(f"{around}." if around else "") and module.path != around:
                 scope, relative = scopes[call.caller], module.path[len(around) + bool(around) :]
-        name = names.new("/".join(filter(None, [scope, _scoped(relative)])) or _escaped(module.type_name))
+        name = names.new("/".join(filter(None, [scope, _scoped(relative)])) or escaped(module.type_name))
         scopes.append(name if module.path or "" in scopes else "")
         node = Node(name, module.type_name, about=_about(module))
         if (group := next(groups[call.module])) is not None:
@@ -117,9 +121,9 @@ def _flow(
         elif entry.kind == "module" and entry.call is not None:
             place_of.append(calls[entry.call])
         else:
-            scope = scopes[entry.call] if entry.call is not None else "outside" if entry.kind == "op" else ""
+            scope = scopes[entry.call] if entry.call is not None else OUTSIDE if entry.kind == "op" else ""
             label = entry.name or "tensor"
-            node = Node(names.new("/".join(filter(None, [scope, _escaped(label)]))), label)
+            node = Node(names.new("/".join(filter(None, [scope, escaped(label)]))), label)
             made = entry.inputs[0].tensor if entry.kind == "output" and entry.inputs else entry.output
             node.made = () if made is None else (flow.tensors[made],)
             nodes.append(node)
@@ -153,7 +157,7 @@ def _rest(module: ModuleSummary, own: Amounts, drawn: Sequence[CallGroup | None]
     if not calls and module.children and not module.parameters and own is not module.total:
         return  # only a list of others
     cost = _cost(own, gradients=0, part=(left, calls)) if told and left and calls else _cost(own, own.gradients)
-    node = Node(names.new(_scoped(module.path) or _escaped(module.type_name)), module.type_name, cost=cost)
+    node = Node(names.new(_scoped(module.path) or escaped(module.type_name)), module.type_name, cost=cost)
     node.ran = bool(calls) or any(cost)
     node.about = _about(module) | {"calls": "?" if calls is None else str(left if told else calls)}
     _tell_tensors(node, module.inputs, module.outputs)
@@ -193,8 +197,9 @@ class _Names:
 
 
 def _scoped(path: str) -> str:
-    return "/".join([_escaped(name) for name in path.split(".")]) if path else ""
+    return "/".join([escaped(name) for name in path.split(".")]) if path else ""
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
+    """A name as TensorBoard takes it, one part of a path."""
     return escape(name, _IN_NAMES, _MOST_NAME)

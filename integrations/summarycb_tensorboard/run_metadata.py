@@ -10,16 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tensorboard.compat.proto.config_pb2 import RunMetadata
-from tensorboard.compat.proto.graph_pb2 import GraphDef
-from tensorboard.compat.proto.node_def_pb2 import NodeDef
-from tensorboard.compat.proto.step_stats_pb2 import DeviceStepStats
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-
 from summarycb.names import escape
 from summarycb.specs import TensorSpec
 from summarycb.tree import ModelSummary
 from summarycb_tensorboard.graph import Cost, Node, drawn
+from summarycb_tensorboard.messages import DeviceStepStats, GraphDef, NodeDef, RunMetadata, TensorShapeProto
 
 _PHASES = {"structure": ["structure"], "forward": ["forward"], "step": ["forward", "backward"]}
 _MINUTE = 60_000_000
@@ -37,6 +32,7 @@ def graphs(summary: ModelSummary) -> Iterator[tuple[str, RunMetadata]]:
     most = max(sum(_time_and_memory(cost, phase)[0] or 0 for cost in costs) for phase in _PHASES["step"])
     power = next(power for power in range(len(_UNITS)) if most <= _MINUTE * 1000**power)
     graph = GraphDef(node=[_definition(node, _UNITS[power]) for node in nodes])
+    nodes.sort(key=lambda node: node.name.split("/"))  # what is in one module follows each other
     for phase in _PHASES[summary.observed]:
         found = RunMetadata()
         found.function_graphs.add().pre_optimization_graph.CopyFrom(graph)
@@ -60,19 +56,20 @@ def _definition(node: Node, unit: str) -> NodeDef:
     if node.cost is not None:
         about = {key: "?" if amount is None else f"{amount:,}" for key, amount in node.cost._asdict().items()}
         about["compute_time"] = f"1 us is 1 {unit}"
-    for key, text in (about | {key: text for key, text in node.about.items() if text}).items():
-        definition.attr[key].s = escape(text, _IN_TEXTS, _MOST_TEXT).encode()
+    about |= {key: escape(text, _IN_TEXTS, _MOST_TEXT) for key, text in node.about.items() if text}
+    for key, text in about.items():
+        definition.attr[key].s = text.encode()
     if shapes := list(node.outputs) or list(node.made):
         definition.attr["_output_shapes"].list.shape.extend([_shape(spec) for spec in shapes])
     return definition
 
 
 def _stats(nodes: Sequence[Node], phase: str, unit: int) -> list[DeviceStepStats]:
-    """What is in one module follows each other: TensorBoard takes its time from the first start to the last end."""
+    """One after another: TensorBoard takes a module's time from the first start in it to the last end."""
     devices: dict[str, DeviceStepStats] = {}
     some = next(filter(None, map(_device, nodes)), "/device:cpu:0")  # of what has no tensor: it must have one
     at = unit  # a start at 0 would be left out
-    for node in sorted(nodes, key=lambda node: node.name.split("/")):
+    for node in nodes:
         if not node.ran:
             continue
         time, memory = _time_and_memory(node.cost, phase)

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from summarycb import units
 from summarycb.columns import COLUMNS, METRICS
@@ -272,15 +273,10 @@ def _figure(height: float) -> Iterator[Figure]:
 
     Not by ``rc_context``, which puts back what another thread has set meanwhile.
     """
-    try:
-        from matplotlib import figure as figures
-        from matplotlib import layout_engine, text
-    except ModuleNotFoundError as error:
-        raise missing("plot", "matplotlib") from error
-    layout = layout_engine.ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.98))
-    figure = figures.Figure(figsize=(_WIDTH, height), layout=layout)
+    layout = _matplotlib("layout_engine").ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.98))
+    figure: Figure = _matplotlib("figure").Figure(figsize=(_WIDTH, height), layout=layout)
     yield figure
-    for written in figure.findobj(text.Text):
+    for written in figure.findobj(_matplotlib("text").Text):
         written.set_usetex(False)
         written.set_parse_math(False)
 
@@ -308,5 +304,27 @@ def _scale(most: int, in_bytes: bool) -> tuple[int, str]:
 
 def _short(name: str) -> str:
     """The name on one line, and of a long one the end: there its module is."""
-    name = units.clean(name).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be drawn
+    name = _drawable(units.clean(name))
     return name if len(name) <= _MOST_TEXT else f"…{name[1 - _MOST_TEXT :]}"
+
+
+def _drawable(name: str) -> str:
+    """``name`` with escapes for what the user's fonts lack: matplotlib would warn, in the thread that draws."""
+    if name.isascii():
+        return name
+    manager = _matplotlib("font_manager")
+    paths = manager.fontManager._find_fonts_by_props(manager.FontProperties())  # as it does when it draws
+    fonts = [manager.get_font(path) for path in paths]
+    drawn = [any(font.get_char_index(ord(sign)) for font in fonts) for sign in name]
+    return "".join(
+        sign if has else sign.encode("ascii", "backslashreplace").decode()
+        for sign, has in zip(name, drawn, strict=True)
+    )
+
+
+def _matplotlib(module: str) -> Any:
+    try:
+        import_module("matplotlib")
+    except ModuleNotFoundError as error:
+        raise missing("plot", "matplotlib") from error
+    return import_module(f"matplotlib.{module}")
