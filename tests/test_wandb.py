@@ -102,6 +102,23 @@ def test_the_config_is_left_as_it_is_when_asked(wandb: Any, tmp_path: Path) -> N
     assert "model_summary/total_params" in stored(found, "summary")
 
 
+@pytest.mark.parametrize(
+    ("users", "kept"),
+    [
+        ({"mine": 1, "modules": {"gone": "Linear()"}, "precision": "int8"}, {"mine": 1}),
+        ("bert", None),
+    ],
+    ids=["a dict", "another value"],
+)
+def test_the_config_of_the_user_is_kept(wandb: Any, report: Report, tmp_path: Path, users: Any, kept: Any) -> None:
+    """Under our key too: of a dict only the keys that are ours are written, and another value stays as it is."""
+    run = wandb.init(project="p", dir=tmp_path, config={"model_summary": users})
+    write(run)
+    assert run.config["model_summary"] == (users if kept is None else {**kept, **architecture(report)})
+    expected = run.config["model_summary"]
+    assert stored(records(run), "config")["model_summary"] == expected
+
+
 def of(*layers: nn.Module) -> Report:
     return Report(summarycb.summarize(nn.Sequential(*layers), (torch.rand(2, 4),)))
 
@@ -201,21 +218,13 @@ def train(steps: int, *trackers: object, **options: Any) -> tuple[Any, list[torc
     return hook, list(model.parameters())
 
 
-def test_a_run_that_was_finished_early(wandb: Any, tmp_path: Path, copies: Path) -> None:
-    """One warning, a local copy that is equal, the same weights, and no file in the run's folder that it has not."""
+def test_a_run_that_was_finished_early(wandb: Any, tmp_path: Path) -> None:
+    """Has no file in its folder that W&B does not know of."""
     run = wandb.init(project="p", dir=tmp_path)
     run.finish()
-    hook, weights = train(3, run, timeout=60)
-    with pytest.warns(summarycb.errors.SummaryWarning) as warned:
-        hook.flush()
-    (path,) = copies.iterdir()
-    (message,) = [str(w.message) for w in warned]
-    assert message.startswith("the model summary was not written to WandbTracker: UsageError: Run (")
-    assert "is finished. The call to `_summary_update_callback` will be ignored" in message
-    assert message.endswith(f"; it is saved in {path}")
-    assert load(path) == hook.summary
+    with pytest.raises(SummaryError, match=f"is finished; .*`summarycb push FILE wandb:<entity>/p/{run.id}`"):
+        write(run)
     assert not Path(run.dir, "model_summary.json").exists()
-    assert all(torch.equal(a, b) for a, b in zip(weights, train(3)[1], strict=True))
 
 
 def test_a_folder_cannot_be_written(wandb: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +242,66 @@ def test_a_folder_cannot_be_written(wandb: Any, tmp_path: Path, capsys: pytest.C
     )
     with pytest.raises(SummaryError, match="'wandb': no W&B run is active in this process"):
         resolve(["wandb"])
+
+
+def test_a_key_that_is_cut_has_the_whole_of_it_in_its_line() -> None:
+    """The path of each module is found, however long it is, and whatever letters it has."""
+    paths = [f"{'層.' * 200}{end}" for end in ("a b", "c")]
+    summaries = [_summary(path, modules=2) for path in paths]
+    for path, summary in zip(paths, summaries, strict=True):
+        modules: Any = architecture(Report(summary))["modules"]
+        ((key, line),) = modules.items()
+        assert len(key) == 250
+        assert unescape(key) is None
+        whole, _, rest = line.partition(" · ")
+        assert unescape(whole.replace("/", ".")) == path
+        assert rest == "Linear(in_features=3, out_features=2) · weight [2, 3] float32"
+
+
+PLACES = {
+    "/tmp/nosuch": False,  # three parts, the first of them empty
+    "team/project/run": True,
+    "team/project/run-5": True,  # a run's id that the user chose
+    "a//b": False,
+    "./a/b": False,
+    "~/a/b": False,
+    "../a/b": False,
+    "a/b": False,
+    "wandb/offline-run-x/files": False,
+    "wandb/latest-run/files": False,
+    "my/wandb/offline-run-20260101_000000-abc": False,
+    "my/wandb/run-20260101_000000-abc": False,
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_path_that_is_not_there_is_no_run_on_the_server(where: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is told by its form, before anybody is asked: to read it names the folder, and to watch with it raises."""
+    monkeypatch.chdir(tmp_path)
+    assert WandbTracker(where).writable == PLACES[where]
+    if not PLACES[where]:
+        with pytest.raises(SummaryError, match=f"^no model_summary.json in the W&B run folder '{where}'"):
+            load(f"wandb:{where}")
+        with pytest.raises(SummaryError, match=f"^'wandb:{where}' can only be read"):
+            summarycb.watch(nn.Linear(2, 2), trackers=[f"wandb:{where}"])
+
+
+def test_rows_that_are_set_make_the_table_that_rows_that_are_given_make(wandb: Any, tmp_path: Path) -> None:
+    """The attribute ``wandb.Table.data``, by which the SDK does not look at each row: should it no longer be the rows
+    alone, ``_table`` in ``summarycb_wandb/contents.py`` has to give all of them to ``wandb.Table``.
+    """
+    run = wandb.init(project="p", dir=tmp_path)
+    rows = [["a", 1], ["b", None], ["c", 3], [None, 4]]
+    given = wandb.Table(columns=["path", "params"], data=rows)
+    made = wandb.Table(columns=["path", "params"], data=[rows[0], rows[1], rows[3]])
+    made.data = rows
+    assert [row for _, row in made.iterrows()] == rows
+    assert made == given  # columns, types and rows
+    for name, table in (("given", given), ("made", made)):
+        run.summary[name] = table
+    files = [next(Path(run.dir).rglob(f"{name}_*.table.json")) for name in ("given", "made")]
+    assert json.loads(files[0].read_bytes()) == json.loads(files[1].read_bytes())
+    assert json.loads(files[1].read_bytes())["data"] == rows
 
 
 @pytest.mark.slow

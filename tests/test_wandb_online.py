@@ -132,6 +132,19 @@ def test_the_artifact_is_read_where_the_file_is_gone(server: WandbServer) -> Non
         load("wandb:team/project/none")
 
 
+def test_a_run_that_cannot_be_opened_is_named(server: WandbServer, wandb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not there, and one for which there is no key: not with the SDK's words alone."""
+    saved = SUMMARY.save("saved.json")
+    with pytest.raises(SummaryError, match=r"^the W&B run 'team/project/none' cannot be opened: Could not find run"):
+        write("wandb:team/project/none")
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", "none")
+    wandb.teardown()
+    with pytest.raises(SummaryError, match=r"^the W&B run 'team/project/old' cannot be opened: .*API key"):
+        write(OLD)
+    assert main(["push", str(saved), OLD]) == 2
+
+
 @pytest.mark.slow
 def test_a_server_that_does_not_answer_is_named_in_bounded_time(nobody: str) -> None:
     """Neither reading nor writing waits for ever, and what was not written is said and saved."""
@@ -162,6 +175,6 @@ def test_a_server_that_stops_while_a_run_is_active(
     assert message.startswith(
         "the model summary was not written to WandbTracker: AuthenticationError: Failed to verify"
     )
-    assert message.endswith(f"; it is saved in {path}")
+    assert message.endswith(f"; it is saved in {path}; 'summarycb push --step 0' writes it later")
     assert load(path) == hook.summary == load(f"wandb:{run.dir}")
     assert all(torch.equal(a, b) for a, b in zip(weights, train(3)[1], strict=True))

@@ -5,6 +5,7 @@ Imports wandb only when it is used.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     import wandb
 
 
+_OF_FOLDERS = re.compile(r"|[.~]|\.\.|files|latest-run|offline-run-.*|run-\d{8}_\d{6}-.*")
+"""The parts of a path that no ``<entity>/<project>/<run>`` has; the empty one is that of an absolute path."""
+
+
 class WandbTracker:
     """Writes to a ``wandb.Run``, or to a run on the server that has ended; reads from the server or a run's folder.
 
-    ``WandbTracker(run, config=False)`` adds nothing to the run's config.
+    ``WandbTracker(run, config=False)`` adds nothing to the run's config. Where the user has ``model_summary`` there, a
+    dict keeps its other keys, and any other value stays as it is.
     """
 
     def __init__(self, run: wandb.Run | str, *, config: bool = True) -> None:
@@ -42,7 +48,7 @@ class WandbTracker:
 
     @classmethod
     def open(cls, reference: str) -> Self:
-        """``wandb:<offline run folder>``, ``wandb:<entity>/<project>/<run>``, or the run active in this process."""
+        """``wandb:<run folder>``, ``wandb:<entity>/<project>/<run>``, or the run active in this process."""
         where = reference.partition(":")[2]
         if where:
             return cls(where)
@@ -81,5 +87,8 @@ class WandbTracker:
 
     @property
     def _on_server(self) -> bool:
+        parts = self._where.split("/")
+        if len(parts) != 3 or any(map(_OF_FOLDERS.fullmatch, parts)):
+            return False
         # wandb.Api leaves an empty folder with the name of the run where WANDB_DIR says
-        return self._where.count("/") == 2 and not any(Path(self._where).glob("*"))
+        return not any(Path(self._where).glob("*"))

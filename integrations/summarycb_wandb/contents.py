@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from summarycb.errors import SummaryError
 from summarycb.names import escape
-from summarycb.report import METRICS, PREFIX, Report
+from summarycb.report import IDENTITY, METRICS, PREFIX, Report
+from summarycb.trackers import writing
 
 if TYPE_CHECKING:
     import wandb
@@ -16,21 +20,35 @@ ARTIFACT = "model-summary"
 """The artifact's type; its name has the run's id in it."""
 MOST_MODULES = 1_000
 """So many modules, the first ones, are in the config: W&B asks for less than 10,000 keys in all runs of a project."""
+_KEYS = {*IDENTITY, "modules", "modules_left_out"}
 _MOST_KEY = 250
 
 
 def fill(run: wandb.Run, report: Report, *, config: bool) -> None:
-    """Write it all to an open run; one that is finished raises ``wandb.UsageError`` before anything is written."""
-    if run.disabled:
-        return
-    import wandb
+    """Write it all to an open run; one that is finished raises before anything is written."""
+    if not run.disabled:
+        with writing(f"wandb:{run.id}"):
+            _fill(run, report, config)
 
-    run.summary.update(report.metrics)
+
+def _fill(run: wandb.Run, report: Report, config: bool) -> None:
+    import wandb
+    from wandb.errors import UsageError
+
+    try:
+        run.summary.update(report.metrics)
+    except UsageError:  # its text is of a call that nobody made
+        where = f"{run.entity or '<entity>'}/{run.project}/{run.id}"
+        push = f"summarycb push FILE wandb:{where}"
+        raise SummaryError(f"the run is finished; once W&B's server has it, write to it with `{push}`") from None
     for unknown in {f"{PREFIX}/{metric.name}" for metric in METRICS} - set(report.metrics):
         del run.summary[unknown]  # an earlier report may have known it
     if config:
-        run.config.update({PREFIX: None}, allow_val_change=True)  # wandb merges: modules that are gone would stay
-        run.config.update({PREFIX: architecture(report)}, allow_val_change=True)
+        there = {} if run.config.get(PREFIX) is None else run.config[PREFIX]
+        if isinstance(there, dict):  # else it is the user's own, and stays
+            users = {key: value for key, value in there.items() if key not in _KEYS}
+            run.config.update({PREFIX: None}, allow_val_change=True)  # wandb merges: modules that are gone would stay
+            run.config.update({PREFIX: {**users, **architecture(report)}}, allow_val_change=True)
     for name, content in ((JSON, report.json), (TEXT, report.text)):
         path = Path(run.dir, name)
         path.write_text(content, encoding="utf-8")
@@ -46,19 +64,23 @@ def fill(run: wandb.Run, report: Report, *, config: bool) -> None:
 def architecture(report: Report) -> dict[str, object]:
     """What W&B's run comparer puts side by side: the identity, and a line for each module by its key."""
     facts: dict[str, object] = {name.removeprefix(f"{PREFIX}/"): fact for name, fact in report.identity.items()}
-    lines = [(module_key(path), line) for path, line in report.leaves.items()]
-    facts["modules"] = dict(lines[:MOST_MODULES])
-    if len(lines) > MOST_MODULES:
-        facts["modules_left_out"] = f"{len(lines) - MOST_MODULES:,} more, which are in {JSON}"
+    modules = {}
+    for path, line in islice(report.leaves.items(), MOST_MODULES):
+        key, whole = module_key(path), module_key(path, most=sys.maxsize)
+        modules[key] = line if key == whole else f"{whole} · {line}"
+    facts["modules"] = modules
+    if len(report.leaves) > MOST_MODULES:
+        facts["modules_left_out"] = f"{len(report.leaves) - MOST_MODULES:,} more, which are in {JSON}"
     return facts
 
 
-def module_key(path: str) -> str:
+def module_key(path: str, most: int = _MOST_KEY) -> str:
     """The path with ``/`` for each ``.``, with which W&B does not find a key; other signs escaped, letters as they are.
 
-    ``summarycb.names.unescape`` gives it back, once each ``/`` is a ``.`` again.
+    ``summarycb.names.unescape`` gives it back, once each ``/`` is a ``.`` again. A key that would be longer than
+    ``most`` is cut: the line under it then begins with the whole of it.
     """
-    return escape(path, r"\w.-", _MOST_KEY).replace(".", "/") or "(root)"
+    return escape(path, r"\w.-", most).replace(".", "/") or "(root)"
 
 
 def artifact_name(run_id: str) -> str:

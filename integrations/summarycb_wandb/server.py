@@ -34,17 +34,23 @@ def download(where: str) -> ModelSummary:
     """The summary of ``<entity>/<project>/<run>``: the run's file, or, when that is gone, the newest artifact."""
     wandb = library()
     project, _, run_id = where.rpartition("/")
+    with _named(f"no folder, and no {JSON} in a W&B run, {where!r}"), TemporaryDirectory() as folder:
+        api = wandb.Api(timeout=SECONDS)
+        files = list(api.run(where).files([JSON]))
+        if files:
+            files[0].download(root=folder, replace=True).close()
+        else:
+            api.artifact(f"{project}/{artifact_name(run_id)}:latest", type=ARTIFACT).download(root=folder)
+        return serialize.read(Path(folder, JSON))
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What the SDK raises, as for a run that is not there, no key or no answer, is told of ``what``."""
     try:
-        with TemporaryDirectory() as folder:
-            api = wandb.Api(timeout=SECONDS)
-            files = list(api.run(where).files([JSON]))
-            if files:
-                files[0].download(root=folder, replace=True).close()
-            else:
-                api.artifact(f"{project}/{artifact_name(run_id)}:latest", type=ARTIFACT).download(root=folder)
-            return serialize.read(Path(folder, JSON))
-    except (wandb.Error, ValueError, OSError) as error:
-        raise SummaryError(f"no folder, and no {JSON} in a W&B run, {where!r}: {error}") from error
+        yield
+    except (library().Error, ValueError, OSError) as error:
+        raise SummaryError(f"{what}: {error}") from error
 
 
 @contextmanager
@@ -55,18 +61,22 @@ def resumed(where: str) -> Iterator[wandb.Run]:
     """
     wandb = library()
     entity, project, run_id = where.split("/")
-    if wandb.Api(timeout=SECONDS).run(where).state == "running":
+    with _named(f"the W&B run {where!r} cannot be opened"):
+        state = wandb.Api(timeout=SECONDS).run(where).state
+    if state == "running":
         raise SummaryError(f"the W&B run {where!r} is still running; write to it where it runs: give the wandb.Run")
     with TemporaryDirectory() as folder:
-        run = wandb.init(
-            entity=entity, project=project, id=run_id, resume="must", reinit="create_new", mode="online", dir=folder,
-            settings=wandb.Settings(
-                # nothing is told of this machine and this process, which are not those of the training
-                x_primary=False, x_disable_stats=True, disable_git=True, program="",
-                console="off", silent=True,
-                login_timeout=SECONDS, init_timeout=SECONDS, finish_timeout=SECONDS, finish_timeout_raises=True,
-            ),
-        )  # fmt: skip
+        with _named(f"the W&B run {where!r} cannot be opened"):
+            run = wandb.init(
+                entity=entity, project=project, id=run_id, resume="must", reinit="create_new", mode="online",
+                dir=folder,
+                settings=wandb.Settings(
+                    # nothing is told of this machine and this process, which are not those of the training
+                    x_primary=False, x_disable_stats=True, disable_git=True, program="",
+                    console="off", silent=True,
+                    login_timeout=SECONDS, init_timeout=SECONDS, finish_timeout=SECONDS, finish_timeout_raises=True,
+                ),
+            )  # fmt: skip
         try:
             yield run
         finally:
