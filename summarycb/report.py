@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
-from summarycb.errors import SummaryError
 from summarycb.specs import spec_text
 from summarycb.tree import ModelSummary, ModuleSummary
 from summarycb.units import clean
@@ -74,6 +73,27 @@ METRICS = (
 )
 
 
+def _inputs(summary: ModelSummary) -> str | None:
+    inputs = summary.root.inputs
+    return None if inputs is None else spec_text(inputs)
+
+
+IDENTITY: dict[str, Callable[[ModelSummary], str | int | None]] = {
+    "model": lambda s: s.root.type_name,
+    "structure": lambda s: structure(s),
+    "inputs": _inputs,
+    "device": lambda s: s.environment.device,
+    "precision": lambda s: s.environment.precision,
+    "optimizer": lambda s: s.environment.optimizer,
+    "framework": lambda s: s.environment.framework,
+    "strategy": lambda s: s.environment.strategy,
+    "world_size": lambda s: s.environment.world_size,
+    "torch": lambda s: s.environment.torch,
+    "summarycb": lambda s: s.environment.summarycb,
+}
+"""Each text of :attr:`Report.identity`."""
+
+
 @dataclass(frozen=True)
 class Report:
     """A summary with its renderings, each made once and when first asked for; an adapter hands them over as is."""
@@ -94,26 +114,16 @@ class Report:
         ``model_summary/structure`` is equal for equal architectures: 16 hexadecimal digits of a SHA-256 over path,
         type, settings, parameters and buffers of every module.
         """
-        summary, env = self.summary, self.summary.environment
-        inputs = summary.root.inputs
-        facts = {
-            "model": summary.root.type_name,
-            "structure": structure(summary),
-            "inputs": None if inputs is None else spec_text(inputs),
-            "device": env.device,
-            "precision": env.precision,
-            "optimizer": env.optimizer,
-            "framework": env.framework,
-            "strategy": env.strategy,
-            "world_size": None if env.world_size is None else str(env.world_size),
-            "torch": env.torch,
-            "summarycb": env.summarycb,
-        }
-        return {f"{PREFIX}/{name}": clean(fact)[:_MOST_TEXT] for name, fact in facts.items() if fact}
+        facts = {name: of(self.summary) for name, of in IDENTITY.items()}
+        texts = {f"{PREFIX}/{name}": clean(str(fact)) for name, fact in facts.items() if fact}
+        return {name: _bounded(text, whole=text) for name, text in texts.items()}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
-        """Each module that has no children, or parameters of its own, in a line by path: what a diff of runs is of."""
+        """Each module that has no children, or parameters of its own, in a line by path: what a diff of runs is of.
+
+        A line that leaves something out ends with eight digits of a hash of all.
+        """
         return {
             module.path: _line(module)
             for module in self.summary.root.walk()
@@ -156,7 +166,7 @@ class Report:
                 plot().savefig(file, format="png", dpi=150)
             except ModuleNotFoundError:
                 return {}
-            except (SummaryError, Warning):  # nothing is known of it, or a font lacks a letter and warnings are errors
+            except Exception:  # nothing is known of it, or it cannot be drawn: no reason to lose all else
                 continue
             found[name] = file.getvalue()
         return found
@@ -183,13 +193,28 @@ def structure(summary: ModelSummary) -> str:
 def _line(module: ModuleSummary) -> str:
     """``Linear(in_features=4, out_features=2, bias=True) · weight [2, 4], bias [2] float32 · frozen``."""
     held = module.parameters
-    named = [f"{p.name} {p.shape_text}" for p in held[:_MOST_NAMED]]
-    named += [f"{len(held) - _MOST_NAMED} more"] * (len(held) > _MOST_NAMED)
-    dtypes = "/".join(dict.fromkeys(p.dtype for p in held))
+    dtypes = {p.dtype for p in held}
+    named = [f"{p.name} {p.shape_text}" + (f" {p.dtype}" if len(dtypes) > 1 else "") for p in held]
     frozen = [p.name for p in held if not p.trainable]
-    facts = [
-        f"{module.type_name}({module.config})",
-        *([f"{', '.join(named)} {dtypes}"] if held else []),
-        *(["frozen" if len(frozen) == len(held) else f"frozen: {', '.join(frozen[:_MOST_NAMED])}"] if frozen else []),
-    ]
-    return clean(" · ".join(facts))[:_MOST_TEXT]
+
+    def line(most: int) -> str:
+        facts = [
+            f"{module.type_name}({module.config})",
+            *([" ".join([_listed(named, most), *(dtypes if len(dtypes) == 1 else [])])] if held else []),
+            *(["frozen" if len(frozen) == len(held) else f"frozen: {_listed(frozen, most)}"] if frozen else []),
+        ]
+        return clean(" · ".join(facts))
+
+    return _bounded(line(_MOST_NAMED), whole=line(len(held)))
+
+
+def _listed(names: list[str], most: int) -> str:
+    return ", ".join(names[:most] + [f"{len(names) - most} more"] * (len(names) > most))
+
+
+def _bounded(text: str, whole: str) -> str:
+    """``text``, which is ``whole`` or a part of it; where that says more, the first digits of its hash are the end."""
+    if text == whole and len(text) <= _MOST_TEXT:
+        return text
+    mark = f" · #{hashlib.sha256(whole.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    return text[: _MOST_TEXT - len(mark)] + mark

@@ -5,16 +5,28 @@ Must not import torch.
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import Self
+from functools import cache, partial
+from inspect import signature
+from pathlib import Path
+from typing import Self, cast
 
 from summarycb.errors import SummaryError
 from summarycb.report import Report
 from summarycb.specs import ParameterSpec, TensorSpec
 from summarycb.step import Environment, Memory, Moment, Note
-from summarycb.trackers import Tracker, lacking
+from summarycb.trackers import Tracker, lacking, reason
 from summarycb.tree import CallGroup, ModelSummary, ModuleSummary, Work
+
+Keeps = Callable[[str, Callable[[], object]], None]
 
 
 class RecordingTracker:
@@ -51,62 +63,129 @@ class RecordingTracker:
         return self.reports[-1][0].summary
 
 
-def check_tracker(kind: type[Tracker], native: object, reference: str, *, modules: int = 1_000) -> None:
+def check_tracker(
+    kind: type[Tracker], native: object, reference: str, *, modules: int = 1_000, timeout: float = 60.0
+) -> None:
     """Raise AssertionError, with the promise that is not kept, unless ``kind`` keeps what a tracker has to.
 
     ``native`` is an open run, writer or logger that ``kind.wrap`` takes, and ``reference`` (``scheme:where``) what it
-    is read back from; both are written to. The largest summary has ``modules`` modules.
+    is read back from, here and in a fresh process; both are written to. The largest summary has ``modules`` modules.
+    Each call may take ``timeout`` seconds. What is stored beside the summary is the author's own to test.
     """
-    _keeps(not (missing := lacking(kind)), f"it has wrap, open, write and read, not {', '.join(missing)}")
+    keeps = partial(_keeps, timeout)
+    scheme, _, where = reference.partition(":")
+    nowhere = f"{where}-that-is-not-there"
+
+    keeps("it has wrap, open, write and read", lambda: not lacking(kind))
     for stranger in (object(), _Everything(), "nobody's", None):
-        _keeps(kind.wrap(stranger) is None, f"wrap gives None for what is not its kind, as {type(stranger).__name__}")
-    tracker = kind.wrap(native)
-    _keeps(isinstance(tracker, kind), f"wrap takes {type(native).__name__}")
-    assert tracker is not None
-    summary = _summary("Net", modules=3)
-    for step, (written, promise) in enumerate(
-        [
-            (summary, "what is read is equal to what was written"),
-            (summary, "the same summary can be written twice, as when a training is resumed"),
-            (replace(summary, optimizer_macs=7), "the newest summary is read"),
-            (replace(summary, memory=Memory()), "a figure that is unknown can be written"),
-            (_summary("größe|`0`/[(层)]//🙂\\<b>" + "x" * 5_000, modules=3), "any name of a module can be written"),
-            (_summary("Large", modules=modules), f"{modules:,} modules can be written"),
-        ]
-    ):
-        report = Report(written)
-        _write(tracker, report, step)
-        for reader in (tracker, kind.open(reference)):
-            _keeps(reader.read() == written, promise)
-            _keeps(reader.read().to_json() == report.json, f"{promise}, byte for byte")
-    nowhere = f"{reference}-that-is-not-there"
-    try:
-        kind.open(nowhere).read()
-    except SummaryError:
-        return
-    _keeps(False, f"SummaryError is raised where there is no summary, as at {nowhere!r}")
+        promise = f"wrap gives None for what is not its kind, as {type(stranger).__name__}"
+        keeps(promise, partial(_is_nobodys, kind, stranger))
+    wrapped = cache(lambda: kind.wrap(native))
+    keeps(f"wrap takes {type(native).__name__}", lambda: isinstance(wrapped(), kind))
+    keeps("open raises SummaryError, or gives what is active, for its bare name", lambda: _opens(kind, scheme))
+    keeps("read raises SummaryError where there is no summary", lambda: _finds_nothing(kind, f"{scheme}:{nowhere}"))
+    keeps(f"nothing is made where there is nothing to read, as {nowhere}", lambda: not Path(nowhere).exists())
+    keeps("write takes step by its name", lambda: signature(kind.write).bind(None, None, step=0))
+
+    summary, newest = _summary("Net", modules=3), Report(_summary("Large", modules=modules))
+    with redirect_stdout(io.StringIO()) as printed:
+        for step, (report, what) in enumerate(
+            [
+                (Report(summary), "a summary"),
+                (Report(summary), "the same summary again, as when a training is resumed"),
+                (Report(replace(summary, optimizer_macs=7)), "a newer summary"),
+                (Report(replace(summary, memory=Memory())), "a summary with a figure that is unknown"),
+                (Report(_summary("größe|`0`/[(层)]//🙂\\<b>" + "x" * 5_000, modules=3)), "a module of any name"),
+                (newest, f"{modules:,} modules"),
+            ]
+        ):
+            _check_write(keeps, cast(Tracker, wrapped()), kind, reference, report, step, what)
+        keeps("nothing is printed", lambda: not printed.getvalue())
+    if where:  # else it is what is active in this process
+        keeps(
+            "a fresh process, which imports the class by its name, reads the newest summary",
+            lambda: _read_elsewhere(kind, reference, newest.json, 0.9 * timeout),  # ended before the wait for it is
+        )
 
 
-def _keeps(kept: bool, promise: str) -> None:
-    if not kept:
+def _check_write(
+    keeps: Keeps, tracker: Tracker, kind: type[Tracker], reference: str, report: Report, step: int, what: str
+) -> None:
+    folder, environment, threads = os.getcwd(), dict(os.environ), _threads()
+    keeps(f"write takes {what}, in a thread of its own", partial(tracker.write, report, step=step))
+    keeps("the report, which others are given too, is not changed", lambda: _is_as_made(report))
+    keeps("the working directory is not changed", lambda: os.getcwd() == folder)
+    keeps("the environment variables are not changed", lambda: dict(os.environ) == environment)
+    keeps("no thread is left that the end of the process would wait for", lambda: _threads() <= threads)
+    keeps(f"read gives {what}, as it was written", lambda: tracker.read().to_json() == report.json)
+    keeps(f"{reference} gives {what}, as it was written", lambda: kind.open(reference).read().to_json() == report.json)
+
+
+def _keeps(timeout: float, promise: str, kept: Callable[[], object]) -> None:
+    """It is when ``kept`` does not raise, nor give False. Asked in a thread, where what never answers is left."""
+    found: list[object] = []
+
+    def ask() -> None:
+        try:
+            found.append(kept())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    answer = found[0] if found else TimeoutError(f"no answer within {timeout:g} s")
+    if isinstance(answer, BaseException):
+        raise AssertionError(f"a tracker must keep this: {promise}; it raised {reason(answer)}") from answer
+    if answer is False:
         raise AssertionError(f"a tracker must keep this: {promise}")
 
 
-def _write(tracker: Tracker, report: Report, step: int) -> None:
-    """In a thread of its own, as the publisher does."""
-    raised: list[BaseException] = []
+def _is_nobodys(kind: type[Tracker], target: object) -> bool:
+    return kind.wrap(target) is None
 
-    def write() -> None:
-        try:
-            tracker.write(report, step=step)
-        except BaseException as error:
-            raised.append(error)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    thread.join()
-    if raised:
-        raise AssertionError("a tracker must keep this: write can be called in another thread") from raised[0]
+def _opens(kind: type[Tracker], reference: str) -> bool:
+    try:
+        return isinstance(kind.open(reference), kind)
+    except SummaryError:
+        return True
+
+
+def _finds_nothing(kind: type[Tracker], reference: str) -> bool:
+    try:
+        kind.open(reference).read()
+    except SummaryError:
+        return True
+    return False
+
+
+def _is_as_made(report: Report) -> bool:
+    made = Report(report.summary)
+    return all(getattr(made, name) == value for name, value in vars(report).items())
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.daemon}
+
+
+_READ = """
+import json, sys
+from importlib import import_module
+from operator import attrgetter
+path, module, name, reference = json.loads(sys.argv[1])
+sys.path[:] = path
+found = attrgetter(name)(import_module(module)).open(reference).read().to_json()
+sys.exit(None if found.encode() == sys.stdin.buffer.read() else "it read another")
+"""
+
+
+def _read_elsewhere(kind: type[Tracker], reference: str, written: str, timeout: float) -> None:
+    where = json.dumps([sys.path, kind.__module__, kind.__qualname__, reference])
+    command = [sys.executable, "-c", _READ, where]
+    done = subprocess.run(command, input=written.encode(), capture_output=True, timeout=timeout)
+    if done.returncode:
+        raise ChildProcessError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
 
 
 class _Everything:
