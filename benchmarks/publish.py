@@ -10,10 +10,12 @@ is what the training thread itself pays, and "flush" how long the end of trainin
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -58,6 +60,18 @@ def removed(folder: Path) -> Iterator[list[Any]]:
 
 
 @contextmanager
+def disk_full(folder: Path) -> Iterator[list[Any]]:
+    """No file may grow beyond 100,000 bytes: the copy has 76,000, the event file would have 350,000."""
+    with SummaryWriter(str(folder / "full")) as writer:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            yield [writer]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
 def offline(folder: Path) -> Iterator[list[Any]]:
     with wandb.init(project="bench", dir=folder) as run:
         yield [run]
@@ -87,6 +101,24 @@ def no_server(folder: Path) -> Iterator[list[Any]]:
 
 
 @contextmanager
+def breaking_server(folder: Path) -> Iterator[list[Any]]:
+    """Takes each connection and ends it, as a server does that is killed meanwhile."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+
+        def end_each() -> None:
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=end_each, daemon=True).start()
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield ["mlflow:" + "0" * 32]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
 def silent_server(folder: Path) -> Iterator[list[Any]]:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -99,10 +131,12 @@ WAYS: dict[str, Callable[[Path], Any]] = {
     "nowhere": nowhere,
     "TensorBoard": tensorboard,
     "TensorBoard, folder removed": removed,
+    "TensorBoard, disk full": disk_full,
     "W&B, offline": offline,
     "W&B, run finished early": finished,
     "MLflow, sqlite": sqlite,
     "MLflow, no server": no_server,
+    "MLflow, a server that breaks off": breaking_server,
     "MLflow, a server that never answers": silent_server,
 }
 
