@@ -19,8 +19,6 @@ from typing import Any
 from summarycb import __version__
 from summarycb.errors import SummaryError
 
-_REFERENCE = "a .json or .html file, or a tracker's: tensorboard:<logdir>, mlflow:<run_id>, wandb:<offline run folder>"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
@@ -43,13 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from summarycb.forms import FORMATS
+    from summarycb.trackers import READ_ONLY, REFERENCES
 
+    reference = f"a .json or .html file, or a tracker's: {', '.join(REFERENCES + READ_ONLY)}"
     parser = argparse.ArgumentParser(prog="summarycb", description="Show and compare stored model summaries.")
     parser.add_argument("--version", action="version", version=f"summarycb {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="show one summary")
-    show.add_argument("reference", metavar="REF", help=_REFERENCE)
+    show.add_argument("reference", metavar="REF", help=reference)
     show.add_argument("--format", choices=FORMATS, help="default: what the suffix of FILE says, else text")
     show.add_argument("--open", action="store_true", help="open the HTML page in the web browser")
     show.set_defaults(run=_show)
@@ -58,14 +58,14 @@ def _parser() -> argparse.ArgumentParser:
         chosen.add_argument(name, dest=keyword, default=argparse.SUPPRESS, **settings)
 
     compare = commands.add_parser("compare", help="say what changed from one summary to another")
-    compare.add_argument("a", metavar="REF", help=_REFERENCE)
+    compare.add_argument("a", metavar="REF", help=reference)
     compare.add_argument("b", metavar="REF")
     compare.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     compare.set_defaults(run=_compare)
 
     push = commands.add_parser("push", help="write a stored summary to a tracker")
-    push.add_argument("reference", metavar="REF", help=_REFERENCE)
-    push.add_argument("tracker", metavar="TRACKER", help="tensorboard:<logdir>, mlflow:<run_id>, ... to write to")
+    push.add_argument("reference", metavar="REF", help=reference)
+    push.add_argument("tracker", metavar="TRACKER", help=f"what to write to: {', '.join(REFERENCES)}")
     push.add_argument("--step", type=int, default=0, metavar="N", help="the training step that it is of (default: 0)")
     push.set_defaults(run=_push)
 
@@ -166,12 +166,11 @@ def _compare(options: argparse.Namespace) -> None:
 def _push(options: argparse.Namespace) -> None:
     from summarycb.report import Report
     from summarycb.serialize import load
-    from summarycb.trackers import names, open_reference
+    from summarycb.trackers import forms, open_reference
 
     tracker = open_reference(options.tracker)
     if tracker is None:
-        allowed = ", ".join(f"{name}:..." for name in names())
-        raise SummaryError(f"{options.tracker!r} names no tracker; allowed are {allowed}")
+        raise SummaryError(f"{options.tracker!r} names no tracker; allowed are {forms()}")
     tracker.write(Report(load(options.reference)), step=options.step)
 
 

@@ -9,6 +9,7 @@ with the model's. Reading never executes anything: JSON only, bounded in size, e
 from __future__ import annotations
 
 import json
+import os
 import stat
 import types
 import typing
@@ -119,12 +120,16 @@ def load(reference: str | Path) -> ModelSummary:
 
     Raises :class:`SummaryError` when there is none or it cannot be read.
     """
-    from summarycb.trackers import open_reference
+    from summarycb.trackers import forms, open_reference
 
     if not isinstance(reference, (str, Path)):
         raise SummaryError(f"load takes a str (a file name or tracker:where) or a Path, not {type(reference).__name__}")
     tracker = open_reference(reference) if isinstance(reference, str) else None
-    return read(reference) if tracker is None else tracker.read()
+    if tracker is not None:
+        return tracker.read()
+    if isinstance(reference, str) and ":" in reference and not os.path.lexists(reference):
+        raise SummaryError(f"{reference!r} is no file, and names no tracker; allowed are {forms()}")
+    return read(reference)
 
 
 def _refuse_constant(name: str) -> NoReturn:

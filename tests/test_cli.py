@@ -17,6 +17,7 @@ import summarycb
 from summarycb import ModelSummary
 from summarycb.cli import main
 from summarycb.forms import FORMATS
+from summarycb.trackers import READ_ONLY, REFERENCES
 from tests.literal import ROOT, SUMMARY
 from tests.pages import residual
 from tests.test_compare import OTHER
@@ -180,6 +181,25 @@ def test_an_error_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captur
     assert output.err == f"summarycb: {tmp_path}/none.json: No such file or directory\n"
 
 
+@pytest.mark.parametrize("command", [["show", "nosuch:x"], ["compare", "nosuch:x", "nosuch:y"]], ids=lambda c: c[0])
+def test_a_tracker_that_is_not_there_is_answered_with_those_that_are(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``push`` answers; a file may have a colon in its name."""
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        "summarycb: 'nosuch:x' is no file, and names no tracker; allowed are mlflow:..., tensorboard:..., wandb:...\n"
+    )
+
+
+def test_a_file_with_a_colon_in_its_name_is_read(
+    stored: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nosuch:x.json").write_bytes(Path(stored[0]).read_bytes())
+    assert main(["show", "nosuch:x.json"]) == 0
+
+
 def test_a_file_that_cannot_be_written_says_what_and_why(
     stored: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,3 +294,19 @@ def test_it_works_where_nothing_but_rich_is_installed(stored: tuple[str, str]) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout == COMPARED + "\n"
+
+
+def test_references_are_written_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the help of each command, and in every page and source, where none is told that is not in the list."""
+    every = {*REFERENCES, *READ_ONLY}
+    pattern = re.compile(r"\b(?:tensorboard|mlflow|wandb):<[^>`'\"]+>(?:/<[^>`'\"]+>)*")
+    for command in ("show", "compare", "push"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert set(pattern.findall(" ".join(capsys.readouterr().out.split()))) == every
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "CHANGELOG.md"]
+    pages += [path for folder in ("summarycb", "integrations") for path in (root / folder).rglob("*.py")]
+    said = {path: set(pattern.findall(path.read_text(encoding="utf-8"))) for path in pages}
+    assert said[root / "README.md"] == every
+    assert set().union(*said.values()) == every

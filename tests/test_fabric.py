@@ -202,7 +202,7 @@ def test_a_name_is_fabrics_logger_and_one_that_is_none_does_not_stop_the_others(
     callback = ModelSummaryCallback(trackers=["wandb", "tensorboard"], verbose=False)
     loggers: list[Any] = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path, name="", version="run")]
     train(Fabric(accelerator="cpu", devices=1, callbacks=[callback], loggers=loggers))
-    with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'wandb': SummaryError: 'wandb': "):
+    with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'wandb': 'wandb': "):
         callback.flush()
     assert [summarycb.load(f"tensorboard:{tmp_path}/run")] == callback.summaries
 

@@ -262,9 +262,7 @@ def test_a_name_is_the_trainers_logger_and_one_that_is_none_does_not_stop_the_ot
 
     logger = TensorBoardLogger(tmp_path, name="", version="run")
     callback = ModelSummaryCallback(trackers=["wandb", "tensorboard"], verbose=False)
-    with pytest.warns(
-        SummaryWarning, match=r"^the model summary was not written to 'wandb': SummaryError: 'wandb': no W&B"
-    ):
+    with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'wandb': 'wandb': no W&B"):
         trainer(L, tmp_path, callback, logger=logger).fit(lit(L))
     assert summarycb.load(f"tensorboard:{tmp_path}/run") == callback.summary
 

@@ -195,37 +195,83 @@ def test_a_name_is_the_trainers_writer(tmp_path: Path) -> None:
 
     callback = ModelSummaryCallback(trackers=["wandb", "tensorboard"], verbose=False)
     writer = SummaryWriter(str(tmp_path / "mine"))
-    with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'wandb': SummaryError: 'wandb': "):
+    with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'wandb': 'wandb': "):
         trainer(tmp_path, callback, TensorBoardCallback(writer)).train()
     assert summarycb.load(f"tensorboard:{tmp_path}/mine") == callback.summary
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_mlflow_and_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs that the Trainer's own callbacks begin; MLflow's has ended before ours is waited for."""
+@pytest.fixture
+def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With a database of the test's own."""
     import mlflow
-    import wandb
 
-    wandb.teardown()  # it remembers the folder in which another test began
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.create_experiment("tests", artifact_location=tmp_path.as_uri())
     mlflow.set_experiment("tests")
+    return mlflow
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_mlflow_and_wandb(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs that the Trainer's own callbacks begin.
+
+    MLflow's ends with each training, and that of a second one begins as late as with its first log.
+    """
+    import wandb
+
+    wandb.teardown()  # it remembers the folder in which another test began
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
     callback = ModelSummaryCallback(verbose=False)
+    run = trainer(tmp_path, callback, report_to=["mlflow", "wandb"], logging_steps=2, max_steps=6)  # one epoch
+    runs = []
     try:
-        trainer(tmp_path, callback, report_to=["mlflow", "wandb"]).train()
+        for _ in range(2):
+            run.train()
+            runs.append(mlflow.last_active_run())
+            assert runs[-1] is not None
+            assert summarycb.load(f"mlflow:{runs[-1].info.run_id}") == callback.summary
         assert wandb.run is not None
         folder = Path(wandb.run.dir).parent
     finally:
         wandb.finish()
-    last = mlflow.last_active_run()
-    assert last is not None
-    assert summarycb.load(f"mlflow:{last.info.run_id}") == callback.summary
+    assert len({one.info.run_id for one in runs if one}) == 2
     assert summarycb.load(f"wandb:{folder}") == callback.summary
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("summarycb-")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_second_training_that_raises_before_its_first_log(
+    dropped: bool, mlflow: Any, tmp_path: Path, copies: Path
+) -> None:
+    """No run was begun for it: the summary is in a file, and no thread waits for that run."""
+    callback = ModelSummaryCallback(verbose=False)
+    run = trainer(tmp_path, callback, report_to="mlflow", logging_steps=100)
+    run.train()
+    assert not copies.exists()
+    run.fails = len(run.losses) + 2
+    with pytest.raises(ZeroDivisionError):
+        run.train()
+    second = callback.summary
+    (writing,) = [thread for thread in threading.enumerate() if thread.name.startswith("summarycb-")]
+    flush = callback._watch._publisher.flush  # type: ignore[union-attr]
+    if dropped:
+        del run, callback
+        gc.collect()
+    else:
+        run.fails = None
+        run.train()
+    writing.join(10)
+    assert not writing.is_alive()
+    (copy,) = copies.iterdir()
+    assert summarycb.load(copy) == second
+    with pytest.warns(SummaryWarning, match=r"^the model summary was not written to 'mlflow': 'mlflow': "):
+        flush()
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["dropped", "trained again"])
@@ -334,7 +380,7 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_fault_does_not_reach_the_training(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trainer(tmp_path)
     plain.train()
-    callback = ModelSummaryCallback(verbose=False)
+    callback = ModelSummaryCallback(trackers=["tensorboard"], verbose=False)
     plant(monkeypatch, summarycb_transformers, fault)
     observed = trainer(tmp_path, callback)
     with pytest.warns(SummaryWarning, match=r"^the model summary could not be made: Planted: on purpose$"):

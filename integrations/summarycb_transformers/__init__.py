@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import sys
+import threading
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from summarycb.errors import missing
-from summarycb.trackers import check_targets, check_timeout, is_kind, names, open_targets, warn
+from summarycb.report import Report
+from summarycb.trackers import (
+    Tracker,
+    Unopened,
+    check_targets,
+    check_timeout,
+    is_kind,
+    kind,
+    names,
+    open_targets,
+    warn,
+)
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection
 from summarycb.watch import Watch, watch
@@ -51,6 +65,7 @@ class ModelSummaryCallback(TrainerCallback):
         check_timeout(timeout)
         self._shown: dict[str, Any] = {"depth": depth, "columns": columns, "verbose": verbose, "timeout": timeout}
         self._watch: Watch | None = None
+        self._later: list[_Later] = []
 
     @property
     def summary(self) -> ModelSummary | None:
@@ -65,10 +80,11 @@ class ModelSummaryCallback(TrainerCallback):
             if self._watch is not None:
                 self._watch.discard()  # a training that raised had no end
             self._watch = None
+            self._look_for_runs()
             trainer = _trainer()
             reported = [name for name in names() if name in (args.report_to or ())]
             targets = reported if self._trackers == "auto" else self._trackers
-            trackers = open_targets(targets, _writers(trainer)) if state.is_world_process_zero else []
+            trackers = self._open(targets, _writers(trainer)) if state.is_world_process_zero else []
             known = {
                 "framework": "transformers",
                 "strategy": f"DistributedType.{trainer.accelerator.distributed_type.value}",
@@ -80,19 +96,68 @@ class ModelSummaryCallback(TrainerCallback):
         except Exception as error:
             warn(f"the model summary could not be made: {type(error).__name__}: {error}")
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The trackers are waited for, once and up to ``timeout``: as training ends the Trainer's close before us."""
-        if self._watch is not None:
+    def _open(self, targets: Sequence[object], writers: list[object]) -> list[Tracker]:
+        """What a name stands for may begin as late as with the first log, as MLflow's run of a second training does."""
+        opened: list[Tracker] = []
+        for target in targets:
+            for tracker in open_targets([target], writers):
+                if isinstance(target, str) and target in names() and isinstance(tracker, Unopened):
+                    later = _Later(target, tracker)
+                    weakref.finalize(self, later.give_up)  # a training that raised, and is dropped, has no log
+                    self._later.append(later)
+                    tracker = later
+                opened.append(tracker)
+        return opened
+
+    def _look_for_runs(self) -> None:
+        later, self._later = self._later, []
+        for one in later:
+            one.look()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The trackers are waited for at the last, once and up to ``timeout``: the Trainer's close before our turn."""
+        self._look_for_runs()
+        if self._watch is not None and control.should_training_stop:
             self._watch.flush()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Whatever has not been observed by now will not be."""
+        self._look_for_runs()
         if self._watch is not None:
             self._watch.close()
+
+
+_LOOKS = 0.2
+"""Seconds from one look at whether the process ends to the next."""
+
+
+class _Later(Unopened):
+    """A name of whose kind no run is active yet. What is written to it waits in its thread until it is looked for."""
+
+    def __init__(self, name: str, tracker: Unopened) -> None:
+        self.name = tracker.name
+        self._scheme = name
+        self._tracker: Tracker = tracker
+        self._looked = threading.Event()
+
+    def look(self) -> None:
+        """In the thread of the training: which run is active may be known there alone. The first time counts."""
+        if not self._looked.is_set():
+            with suppress(Exception):  # then it is still what could not be opened, which says why
+                self._tracker = kind(self._scheme).open(self._scheme)
+            self._looked.set()
+
+    def give_up(self) -> None:
+        """Nobody will look any more."""
+        self._looked.set()
+
+    def write(self, report: Report, *, step: int) -> None:
+        """Once it has been looked for, or the process ends."""
+        while not self._looked.wait(_LOOKS) and threading.main_thread().is_alive():
+            pass
+        self._tracker.write(report, step=step)
 
 
 def _trainer() -> Trainer:
