@@ -7,18 +7,18 @@ has it once.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import groupby, product
+from itertools import groupby
 from math import prod
 from unicodedata import east_asian_width
 from xml.sax.saxutils import escape, quoteattr
 
 from summarycb.errors import SummaryError
 from summarycb.graph import Edge, Graph, Group, Node, contractions, depths
-from summarycb.render.layout import GAP, LAYOUTS, Layout, Point, Size
+from summarycb.render.layout import GAP, LAYOUTS, Layout, Size
+from summarycb.render.placing import Box, boxes, overlap, room, shortened, texts
 from summarycb.tree import ModelSummary
 from summarycb.units import clean
 
@@ -26,14 +26,7 @@ MOST_NODES, MOST_EDGES = 400, 1_000
 """A graph of more of either is not drawn by :func:`drawings`."""
 _MARGIN = 20.0
 _AROUND = 12.0
-_MOST_CHARACTERS = 30
 _FULL_WIDTH = 1.7
-
-_ALONG = (0.85, 0.75, 0.65, 0.55, 0.45, 0.35)
-"""Where the text of an edge may stand on the last part of its way: at its arrow, or before it where there is room."""
-_SQUARE = 64.0
-Box = tuple[float, float, float, float]
-Label = tuple[float, float, str]
 
 STYLE = """\
 .dataflow{--graph-ink:#1f2328;--graph-dim:#656d76;--graph-line:#8c959f;--graph-card:#fff;--graph-edge:#b6bfc9;\
@@ -108,14 +101,14 @@ def to_svg(graph: Graph, *, layout: str = "fast-sugiyama", style: bool = True) -
         many = {node.id: _many(node, graph, groups) for node in graph.nodes}
         sizes = {node.id: _size(node, many[node.id]) for node in graph.nodes}
         placed = LAYOUTS[layout](sizes, edges, _last(graph))
-        boxes = _Boxes(graph, placed, sizes)
-        bands = [(group, box) for group in groups if (box := boxes.around(group)) is not None]
+        around = _Around(graph, placed, sizes)
+        bands = [(group, box) for group in groups if (box := around.group(group)) is not None]
         if len(bands) == len(groups):
             break
         groups = [group for group, _ in bands]
-    labels = _shapes(graph, placed, sizes)
+    labels = texts(graph, placed, sizes)
     left, top = (min([0.0, *[box[side] for _, box in bands]]) - _MARGIN for side in (0, 1))
-    right = max([placed.size[0], *[_room(label)[2] for label in labels]])
+    right = max([placed.size[0], *[room(label)[2] for label in labels]])
     width = max([right, *[box[2] for _, box in bands]]) + _MARGIN - left
     height = max([placed.size[1], *[box[3] for _, box in bands]]) + _MARGIN - top
     view = " ".join(f"{number:.0f}" for number in (left, top, width, height))
@@ -148,7 +141,7 @@ def _last(graph: Graph) -> list[tuple[int, int]]:
 
 
 def _size(node: Node, many: str) -> Size:
-    label, detail = _letters(_shortened(node.label) + many), _letters(_shortened(node.detail))
+    label, detail = _letters(shortened(node.label) + many), _letters(shortened(node.detail))
     if node.kind == "module":
         return max(84.0, 7.7 * label + 28, 5.8 * detail + 28), 38.0
     return max(38.0, 6.4 * label + 20), 22.0
@@ -158,7 +151,7 @@ def _node(node: Node, centre: tuple[float, float], size: Size, many: str) -> str
     (x, y), (width, height) = centre, size
     left, top = x - width / 2, y - height / 2
     corner = 6 if node.kind == "module" else 3 if node.kind == "parameter" else height / 2
-    name, detail = _shortened(node.label, node.kind == "module"), _shortened(node.detail)
+    name, detail = shortened(node.label, node.kind == "module"), shortened(node.detail)
     about = clean(node.path) if node.path is not None else node.label
     about = " ".join(filter(None, [about or node.label, node.detail, f"×{node.times:,}" if node.times > 1 else ""]))
     path = "" if node.path is None else f" data-path={quoteattr(clean(node.path))}"
@@ -191,77 +184,15 @@ def _edge(edge: Edge, graph: Graph, placed: Layout) -> str:
     return f'<path d="M{points[0][0]} {points[0][1]}{way}m-3-5 3 5 3-5"><title>{escape(about)}</title></path>'
 
 
-def _shapes(graph: Graph, placed: Layout, sizes: dict[int, Size]) -> list[Label]:
-    """What comes out of each node, below it: the shapes without their dtypes.
-
-    At the arrow of an edge is how many of them it stands for, and its own shapes where they are others.
-    """
-    below: dict[int, str] = {}
-    labels: list[Label] = []
-    for edge in graph.edges:
-        if edge.source not in below and graph.nodes[edge.source].kind != "parameter":
-            below[edge.source] = _of_one(edge)
-            x, y = placed.centres[edge.source]
-            labels.append((x + 6, y + sizes[edge.source][1] / 2 + 13, _shortened(below[edge.source])))
-    taken: dict[tuple[int, int], list[Box]] = defaultdict(list)
-    boxes = [
-        (x - w / 2, y - h / 2, x + w / 2, y + h / 2) for n, (w, h) in sizes.items() for x, y in [placed.centres[n]]
-    ]
-    for box in (*boxes, *map(_room, labels)):
-        for cell in _cells(box):
-            taken[cell].append(box)
-    for edge in graph.edges:
-        own = below.get(edge.source, _of_one(edge)) != _of_one(edge)
-        if text := edge.many + _of_one(edge) * own:
-            *_, a, b, c, d = placed.curves[edge.source, edge.target]
-            places = [(x + 6, y + 3, _shortened(text.strip())) for x, y in (_on(a, b, c, d, at) for at in _ALONG)]
-            rooms = map(_room, places)
-            free = [not any(_overlap(room, box) for cell in _cells(room) for box in taken[cell]) for room in rooms]
-            labels.append(places[free.index(True) if True in free else 0])
-            for cell in _cells(_room(labels[-1])):
-                taken[cell].append(_room(labels[-1]))
-    return labels
-
-
-def _of_one(edge: Edge) -> str:
-    return re.sub(r"(\[[^]]*\]) \w+", r"\1", edge.tensor.removeprefix(edge.many))
-
-
-def _on(a: Point, b: Point, c: Point, d: Point, at: float) -> Point:
-    """The point of a cubic curve at a share of its way."""
-    weights = (1 - at) ** 3, 3 * at * (1 - at) ** 2, 3 * at**2 * (1 - at), at**3
-    x, y = (sum(w * point[side] for w, point in zip(weights, (a, b, c, d), strict=True)) for side in (0, 1))
-    return x, y
-
-
-def _room(label: Label) -> Box:
-    x, y, text = label
-    return x, y - 8, x + _shape_width(text), y + 2
-
-
-def _cells(box: Box) -> Iterator[tuple[int, int]]:
-    """The squares in which it is, to look for others near it alone."""
-    left, top, right, bottom = (int(side // _SQUARE) for side in box)
-    return product(range(left, right + 1), range(top, bottom + 1))
-
-
-def _shape_width(text: str) -> float:
-    return 5.2 * len(text)
-
-
-class _Boxes:
+class _Around:
     """Where the nodes are, to draw what repeats within a band of its own."""
 
     def __init__(self, graph: Graph, placed: Layout, sizes: dict[int, Size]) -> None:
-        self._boxes = {
-            node.id: (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-            for node in graph.nodes
-            for (x, y), (w, h) in [(placed.centres[node.id], sizes[node.id])]
-        }
+        self._boxes = boxes(placed, sizes)
         self._graph = graph
         self._curves = placed.curves
 
-    def around(self, group: Group) -> Box | None:
+    def group(self, group: Group) -> Box | None:
         """The band around a group; None where another node would be in it."""
         within = [other for other in self._graph.groups if len(other.nodes) > 1 and set(other.nodes) < set(group.nodes)]
         space = _AROUND * (1 + min(len(within), 1))
@@ -274,11 +205,7 @@ class _Boxes:
         label = left - space + 7 * _letters(_named(group)) + 16
         box = left - space, top - above, max(right + space, label), bottom + min(space, GAP / 2)
         others = [self._boxes[node.id] for node in self._graph.nodes if node.id not in set(group.nodes)]
-        return None if any(_overlap(box, other) for other in others) else box
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        return None if any(overlap(box, other) for other in others) else box
 
 
 def _band(group: Group, box: Box) -> str:
@@ -393,13 +320,3 @@ def _repeated(groups: Sequence[Group]) -> str:
     """How often what is in all of them ran, the outermost first."""
     alike = groupby(groups, lambda group: group.in_a_row)
     return "".join([f" ×{prod(group.times for group in some):,}" + " in a row" * in_a_row for in_a_row, some in alike])
-
-
-def _shortened(text: str, path: bool = False) -> str:
-    """Of a path the end is kept, which tells it from its neighbours."""
-    if len(text) <= _MOST_CHARACTERS:
-        return text
-    if path:
-        end = text[1 - _MOST_CHARACTERS :]
-        return f"…{end[end.find('.') + 1 :]}"
-    return f"{text[: _MOST_CHARACTERS - 1]}…"
