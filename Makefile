@@ -22,11 +22,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/step.py
 
 soak: $(STAMP)
-	$(BIN)/python benchmarks/soak.py
+	MALLOC_ARENA_MAX=1 $(BIN)/python benchmarks/soak.py  # what glibc keeps for each thread hides what grows
 
 pictures: $(STAMP)
 	$(BIN)/python examples/pictures.py docs/pictures

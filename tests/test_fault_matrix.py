@@ -77,7 +77,7 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 class Options:
     trackers: tuple[object, ...] = ()
     verbose: bool = False
-    timeout: float = 10.0
+    timeout: float = 60.0  # that a machine is slow is no fault
 
 
 Losses = list[torch.Tensor]
