@@ -1,152 +1,251 @@
-"""compare(): what changed between two summaries, path by path. Must not import torch.
+"""compare(): what changed from one summary to others. Must not import torch.
 
-Every row holds what a module itself, without its children, has gained or lost, and work outside any module is a row, so
+The rows hold each module that is not the same once, without its children, and the work outside any module is a row, so
 the rows' deltas sum to the deltas of the totals.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from summarycb import units
+from summarycb.changes import FIGURES, Change, Delta, Figure, part
+from summarycb.conditions import Difference, Per, differences, parts, scales
+from summarycb.edits import changes
 from summarycb.errors import SummaryError
+from summarycb.garbage import collection_paused
+from summarycb.match import Matching, match
 from summarycb.serialize import load
-from summarycb.specs import Nested, Spec, TensorSpec, spec_text
-from summarycb.step import Environment
-from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary, flops, outside_row
-from summarycb.view import Heading, Row, View
+from summarycb.tree import ModelSummary, add
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from summarycb.compared import Shown
+    from summarycb.view import View
+
+TOTALS = {
+    **dict.fromkeys(FIGURES),
+    "forward_flops": "forward_flops",
+    "backward_flops": "backward_flops",
+    "step_flops": "step_flops",
+    "hardware_flops": "hardware_flops",
+    **{f"memory_{kind}": kind for kind in ("parameters", "gradients", "optimizer_state", "saved_activations")},
+    **{f"memory_{kind}": kind for kind in ("weight_copies", "peak", "allocator_peak")},
+}
+"""The totals that are compared: those that sum over modules, and those that are of the step as a whole.
+
+Some of the memory is there twice: ``gradients`` is a sum over modules, as for a pattern of modules, and
+``memory_gradients`` is of the distinct storages of the step.
+"""
+
+MOST_ON_PAGE = 200
+"""Rows of changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A figure in both summaries; None where it is unknown."""
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Summaries and their differences, each from the first one; ``names`` are their references, or "1", "2" ...
 
-    a: int | None
-    b: int | None
-
-    @property
-    def delta(self) -> int | None:
-        """``b - a``; None where either is unknown."""
-        return None if self.a is None or self.b is None else self.b - self.a
-
-
-@dataclass(frozen=True)
-class Change:
-    """One module that is not the same in both; ``a`` or ``b`` is None where it is not there.
-
-    ``details`` says what differs in words; the deltas are those of the module itself, without its children.
+    ``metrics``, ``rows``, ``differences`` and ``incomparable`` are of the first two; ``against`` has the first with
+    each of the others, in pairs. ``per`` is what the amounts of work and of saved activations are for, None for the
+    whole step; they are fractions then.
     """
 
-    path: str
-    kind: Literal["added", "removed", "changed"]
-    details: str
-    params: Delta
-    forward_macs: Delta
-    backward_macs: Delta
-    saved_activations: Delta
+    summaries: tuple[ModelSummary, ...]
+    names: tuple[str, ...]
+    per: Per | None = None
 
+    @property
+    def a(self) -> ModelSummary:
+        """The first, to which the others are compared."""
+        return self.summaries[0]
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two summaries and their differences, in definition order, what was removed last."""
+    @property
+    def b(self) -> ModelSummary:
+        """The second."""
+        return self.summaries[1]
 
-    a: ModelSummary
-    b: ModelSummary
+    @cached_property
+    def against(self) -> tuple[Comparison, ...]:
+        """The first with each of the others, in pairs."""
+        if len(self.summaries) == 2:
+            return (self,)
+        return tuple(
+            Comparison((self.a, other), (self.names[0], name), self.per)
+            for other, name in zip(self.summaries[1:], self.names[1:], strict=True)
+        )
 
     @cached_property
     def metrics(self) -> Mapping[str, Delta]:
         """The totals of both, by name."""
-        return {name: Delta(_total(self.a, name), _total(self.b, name)) for name in _TOTALS}
+        return {
+            name: Delta(
+                *[
+                    part(total(run, name), of)
+                    for run, of in zip((self.a, self.b), self.scales.get(name, (1, 1)), strict=True)
+                ]
+            )
+            for name in TOTALS
+        }
 
     @cached_property
     def rows(self) -> tuple[Change, ...]:
-        """The modules that differ, and ``(outside)``; their deltas sum to those of the totals."""
-        return tuple(_changes(self.a, self.b))
+        """What changed in the modules, and ``(outside)``; the deltas of ``FIGURES`` sum to those of ``metrics``."""
+        return changes(self.a, self.b, {name: of for name, of in self.scales.items() if name in FIGURES}, self.matching)
 
     @cached_property
-    def differences(self) -> tuple[str, ...]:
+    def matching(self) -> Matching:
+        """Which module of the first is which of the second."""
+        with collection_paused():
+            return match(self.a.root, self.b.root)
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
         """Under what the two steps differed: batch, device, precision, optimizer, torch ..."""
-        found = []
-        for field in fields(Environment):
-            before, after = getattr(self.a.environment, field.name), getattr(self.b.environment, field.name)
-            if before != after:
-                found.append(f"{field.name}: {before} → {after}")
-        if self.a.observed != self.b.observed:
-            found.append(f"observed: {self.a.observed} → {self.b.observed}")
-        if self.a.root.inputs != self.b.root.inputs:
-            found.append("input: " + " → ".join(_specs(self.a.root.inputs, self.b.root.inputs)))
-        if self.a.root.calls != self.b.root.calls:
-            found.append(f"forwards in the step: {self.a.root.calls} → {self.b.root.calls}")
-        return tuple(found)
+        return tuple(differences(self.a, self.b, self.per))
+
+    @cached_property
+    def incomparable(self) -> Mapping[str, tuple[str, ...]]:
+        """The figures that a difference of the steps changes, by name, each with the conditions."""
+        found: dict[str, tuple[str, ...]] = {}
+        for difference in self.differences:
+            for name in difference.affects:
+                found[name] = (*found.get(name, ()), difference.condition)
+        return found
 
     @property
     def comparable(self) -> bool:
-        """Both steps ran under the same conditions."""
-        return not self.differences
+        """Whether all steps ran under conditions that change no figure."""
+        return not any(pair.incomparable for pair in self.against)
 
-    def view(self) -> View:
+    @property
+    def unchanged(self) -> int:
+        """How many modules of ``a`` are the same in ``b``, and have the same figures."""
+        changed = {id(module) for row in self.rows for edit in row.edits for module in edit.modules_a}
+        return sum(id(module) not in changed for module in self.a.root.walk())
+
+    @cached_property
+    def scales(self) -> Mapping[str, tuple[int, int]]:
+        """By figure that is divided, by how many samples or tokens in each."""
+        return scales(self.a, self.b, self.per)
+
+    def view(self, shown: Shown | None = None) -> View:
         """What is shown of it."""
-        return _view(self)
+        from summarycb.compared import Shown, view
+
+        return view(self, shown or Shown())
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.a.root.type_name}: {', '.join(self.names)}>"
 
     def __str__(self) -> str:
         return self.to_text()
 
-    def to_text(self, *, width: int = 100, ascii_only: bool = False) -> str:
-        """The comparison as plain text."""
+    def to_text(
+        self,
+        *,
+        depth: int | None = None,
+        sort: str | None = None,
+        only: Sequence[str] = (),
+        most: int | None = 30,
+        width: int = 100,
+        ascii_only: bool = False,
+    ) -> str:
+        """The comparison as plain text, at most ``width`` columns wide.
+
+        What the other arguments mean is in :class:`~summarycb.compared.Shown`.
+        """
+        from summarycb.compared import Shown
         from summarycb.render.terminal import to_text
 
-        return to_text(self.view(), width=width, ascii_only=ascii_only)
+        return to_text(self.view(Shown(depth, sort, only, most)), width=width, ascii_only=ascii_only)
 
-    def to_markdown(self) -> str:
-        """The comparison as a Markdown table."""
+    def to_markdown(
+        self,
+        *,
+        depth: int | None = None,
+        sort: str | None = None,
+        only: Sequence[str] = (),
+        most: int | None = 30,
+    ) -> str:
+        """The comparison as a Markdown table; the arguments are those of :meth:`to_text`."""
+        from summarycb.compared import Shown
         from summarycb.render.markdown import to_markdown
 
-        return to_markdown(self.view())
+        return to_markdown(self.view(Shown(depth, sort, only, most)))
+
+    def to_html(
+        self,
+        *,
+        depth: int | None = None,
+        sort: str | None = None,
+        only: Sequence[str] = (),
+        most: int | None = MOST_ON_PAGE,
+    ) -> str:
+        """The comparison as a page in one file, which holds the summaries: ``page.html#1`` refers to the first.
+
+        The arguments are those of :meth:`to_text`. Its tree has all modules of both, and at first of ``depth`` levels
+        those in which there is a change that is asked for, in the order of ``sort``; its icicle is of all of them.
+        """
+        from summarycb.compared import Shown
+        from summarycb.render.html.comparison import to_html
+
+        return to_html(self, Shown(depth, sort, only, most))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what changed, without a script."""
+        from summarycb.render.html.comparison import to_fragment
+
+        return to_fragment(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to ``path`` what its suffix says, ``.html``, ``.md``, ``.txt`` or ``.json``, and return it."""
+        from summarycb.forms import form_of, write
+
+        target = Path(path)
+        form = form_of(target, ("html", "markdown", "text", "json"))
+        text: str = getattr(self, f"to_{form}")()
+        return write(text, target)
 
     def to_json(self) -> str:
-        """Metrics, differences and rows as JSON."""
-        document = {
-            "comparable": self.comparable,
-            "differences": self.differences,
-            "metrics": {name: _delta_json(delta) for name, delta in self.metrics.items()},
-            "rows": [
-                {
-                    "path": row.path,
-                    "kind": row.kind,
-                    "details": row.details,
-                    **{name: _delta_json(getattr(row, name)) for name in _ROW_FIGURES},
-                }
-                for row in self.rows
-            ],
-        }
-        return json.dumps(document, ensure_ascii=False)
+        """Everything of it as JSON; see :func:`document`."""
+        return json.dumps(document(self), ensure_ascii=False)
+
+    def to_dataframe(self) -> DataFrame:
+        """One row a change and run, with its figures in both runs and their deltas. Needs pandas."""
+        from summarycb.render.frame import changes_to_dataframe
+
+        return changes_to_dataframe(self)
 
 
-def compare(a: ModelSummary | str | Path, b: ModelSummary | str | Path) -> Comparison:
-    """What changed from ``a`` to ``b``: summaries, or references that :func:`summarycb.load` takes.
+def compare(
+    a: ModelSummary | str | Path,
+    b: ModelSummary | str | Path,
+    *more: ModelSummary | str | Path,
+    per: Per | None = None,
+) -> Comparison:
+    """What changed from ``a`` to ``b``, and to each of ``more``: summaries, or references for :func:`summarycb.load`.
 
-    Raises :class:`SummaryError` when a reference holds no summary.
+    ``per="sample"`` divides the work and the saved activations of a step by its samples, ``"token"`` by its tokens: the
+    first dimension of the first input, or both where it is ``[batch, length]`` of token ids, of all forwards in the
+    step together. Saved activations are not divided where backward ran more than once.
+
+    Raises :class:`SummaryError` when a reference holds no summary, or it cannot be told how many samples or tokens.
     """
-    return Comparison(_summary(a), _summary(b))
-
-
-_TOTALS = {
-    "params": "total_params",
-    "trainable_params": "trainable_params",
-    "buffers": "total_buffers",
-    "forward_macs": "forward_macs",
-    "backward_flops": "backward_flops",
-    "step_flops": "step_flops",
-    "hardware_flops": "hardware_flops",
-}
-_MEMORY = ("parameters", "gradients", "optimizer_state", "saved_activations", "weight_copies", "peak")
-_TOTALS |= {f"memory_{name}": name for name in _MEMORY}
-_ROW_FIGURES = ("params", "forward_macs", "backward_macs", "saved_activations")
+    if per not in (None, "sample", "token"):
+        raise SummaryError(f"per must be None (the whole step), 'sample' or 'token', not {per!r}")
+    given = (a, b, *more)
+    names = [str(one) if isinstance(one, (str, Path)) else str(place) for place, one in enumerate(given, start=1)]
+    comparison = Comparison(tuple([_summary(one) for one in given]), tuple(names), per)
+    if per is not None:
+        for summary in comparison.summaries:
+            parts(summary, per)
+    return comparison
 
 
 def _summary(given: ModelSummary | str | Path) -> ModelSummary:
@@ -157,152 +256,65 @@ def _summary(given: ModelSummary | str | Path) -> ModelSummary:
     raise SummaryError(f"compare takes ModelSummary objects and references, not {type(given).__name__}")
 
 
-def _total(summary: ModelSummary, name: str) -> int | None:
-    value = getattr(summary.memory if name.startswith("memory_") else summary, _TOTALS[name])
+def total(summary: ModelSummary, name: str) -> int | None:
+    """A total by its name in ``TOTALS``."""
+    if name.startswith("memory_"):
+        value = getattr(summary.memory, name.removeprefix("memory_"))
+    elif name in ("forward_macs", "backward_macs") or name not in FIGURES:
+        value = getattr(summary, name)
+    else:
+        value = add(getattr(summary.root.total, name), getattr(summary.outside, name, 0))
     assert value is None or isinstance(value, int)
     return value
 
 
-def _changes(a: ModelSummary, b: ModelSummary) -> Iterator[Change]:
-    for path, after in b.modules.items():
-        before = a.modules.get(path)
-        if before is None:
-            yield _change(path, "added", after.type_name, None, after)
-        elif details := _details(before, after):
-            yield _change(path, "changed", details, before, after)
-    for path, before in a.modules.items():
-        if path not in b.modules:
-            yield _change(path, "removed", before.type_name, before, None)
-    if a.outside != b.outside:
-        rows = [outside_row(summary.outside) for summary in (a, b)]
-        yield _change(OUTSIDE, "changed", rows[0].type_name, *rows)
-
-
-def _change(
-    path: str,
-    kind: Literal["added", "removed", "changed"],
-    details: str,
-    before: ModuleSummary | None,
-    after: ModuleSummary | None,
-) -> Change:
-    absent = ModuleSummary(path, path, "", call_groups=())
-    first, second = before or absent, after or absent
-    return Change(path, kind, details, *[Delta(getattr(first.own, n), getattr(second.own, n)) for n in _ROW_FIGURES])
-
-
-def _details(before: ModuleSummary, after: ModuleSummary) -> str:
-    """What differs in a module without its children; empty when nothing does."""
-    if _itself(before) == _itself(after):
-        return ""
-    pairs = {
-        "": (before.type_name, after.type_name),
-        "config": _config(before.config, after.config),
-        "output": _specs(before.outputs, after.outputs),
-        "input": _specs(before.inputs, after.inputs),
-        "calls": (str(before.calls), str(after.calls)),
-        "training": (str(before.training), str(after.training)),
-        "trainable": (_frozen(before), _frozen(after)),
-        "dtype": (_dtypes(before), _dtypes(after)),
-        "tied": (_tied(before), _tied(after)),
-    }
-    said = [f"{name} {x} → {y}".strip() for name, (x, y) in pairs.items() if x != y]
-    return "; ".join(said) or "figures"
-
-
-def _itself(module: ModuleSummary) -> ModuleSummary:
-    groups = module.call_groups and tuple([replace(group, total=group.own) for group in module.call_groups])
-    return replace(module, children=(), call_groups=groups)
-
-
-def _specs(before: Spec, after: Spec) -> tuple[str, str]:
-    """Both by their shapes; with every type, dtype and device where the shapes alone do not tell them apart."""
-    texts = spec_text(before), spec_text(after)
-    return texts if before == after or texts[0] != texts[1] else (_typed(before), _typed(after))
-
-
-def _typed(spec: Spec) -> str:
-    if isinstance(spec, tuple):
-        return "(" + ", ".join(map(_typed, spec)) + ("," if len(spec) == 1 else "") + ")"
-    if isinstance(spec, Nested):
-        return spec.type_name + "{" + ", ".join(f"{name}: {_typed(item)}" for name, item in spec.items_) + "}"
-    return f"{spec} {spec.dtype} {spec.device}" if isinstance(spec, TensorSpec) else str(spec)
-
-
-def _config(before: str, after: str) -> tuple[str, str]:
-    """The settings that differ, where both have the same ones."""
-    a, b = before.split(", "), after.split(", ")
-    if len(a) != len(b):
-        return before, after
-    changed = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
-    return ", ".join(x for x, _ in changed), ", ".join(y.partition("=")[2] or y for _, y in changed)
-
-
-def _frozen(module: ModuleSummary) -> str:
-    return ", ".join(f"{p.name} {'yes' if p.trainable else 'no'}" for p in module.parameters)
-
-
-def _dtypes(module: ModuleSummary) -> str:
-    return ", ".join(sorted({p.dtype for p in module.parameters}))
-
-
-def _tied(module: ModuleSummary) -> str:
-    return ", ".join(f"{p.name} = {p.shared_with}" for p in module.parameters if p.shared_with) or "no"
-
-
-_MARKS = {"added": "+", "removed": "-", "changed": "~"}
-
-
-def _view(comparison: Comparison) -> View:
-    a, b = comparison.a, comparison.b
-    names = dict.fromkeys((a.root.type_name, b.root.type_name))
-    headline = [("differs", comparison.differences)] if comparison.differences else []
-    writers: dict[str, units.Writer] = {"params": units.exact, "forward_macs": units.count, "step_flops": units.count}
-    writers |= {f"memory_{kind}": units.nbytes for kind in ("saved_activations", "peak")}
-    for name, write in writers.items():
-        figure = comparison.metrics[name]
-        headline.append((name.removeprefix("memory_").replace("_", " "), (_figures(figure, write),)))
-    rows = [
-        Row(row.path, f"{_MARKS[row.kind]} {row.path or '(root)'}", (), (row.details, *_cells(row)))
-        for row in comparison.rows
+def document(comparison: Comparison) -> dict[str, object]:
+    """What :meth:`Comparison.to_json` writes: for each pair the conditions, totals, and rows, the first pair on top."""
+    first, *others = [
+        {
+            "a": pair.names[0],
+            "b": pair.names[1],
+            "per": pair.per,
+            "comparable": pair.comparable,
+            "differences": [
+                {"condition": d.condition, "a": d.a, "b": d.b, "affects": d.affects} for d in pair.differences
+            ],
+            "incomparable": pair.incomparable,
+            "metrics": {name: delta_json(delta) for name, delta in pair.metrics.items()},
+            "unchanged": pair.unchanged,
+            "rows": [row_json(row) for row in pair.rows],
+        }
+        for pair in comparison.against
     ]
-    if rows:
-        total = Change("", "changed", "", *[_sum(comparison.rows, name) for name in _ROW_FIGURES])
-        rows.append(Row("", "= sum of the rows", (), ("", *_cells(total))))
-    same = len(b.modules) - sum(row.kind != "removed" and row.path != OUTSIDE for row in comparison.rows)
-    return View(
-        title=" → ".join(names),
-        headline=tuple(headline),
-        columns=(
-            Heading("what", "left"),
-            Heading("Δ params"),
-            Heading("Δ fwd MACs"),
-            Heading("Δ bwd FLOPs"),
-            Heading("Δ saved act."),
-        ),
-        rows=tuple(rows),
-        notes=(f"{same:,} of {len(b.modules):,} modules are unchanged; each row is its module without its children",),
-    )
+    return {"comparison_version": 1} | first | ({"others": others} if others else {})
 
 
-def _cells(row: Change) -> tuple[str, ...]:
-    return (
-        units.signed(units.exact(row.params.delta)),
-        units.signed(units.count(row.forward_macs.delta)),
-        units.signed(units.count(flops(row.backward_macs.delta))),
-        units.signed(units.nbytes(row.saved_activations.delta)),
-    )
+def row_json(row: Change) -> dict[str, object]:
+    """One change: its places, and its figures."""
+    return {
+        "kind": row.kind,
+        "path": row.path,
+        "before": row.before,
+        "times": row.times,
+        "details": row.details,
+        "places": [
+            {
+                "a": None if edit.a is None else edit.a.path,
+                "b": None if edit.b is None else edit.b.path,
+                "differs": {name: {"a": a, "b": b} for name, (a, b) in edit.differs.items()},
+            }
+            for edit in row.edits
+        ],
+        **{name: delta_json(delta) for name, delta in row.figures.items()},
+    }
 
 
-def _sum(rows: tuple[Change, ...], name: str) -> Delta:
-    deltas = [getattr(row, name).delta for row in rows]
-    return Delta(0, None if None in deltas else sum(deltas))
+def delta_json(delta: Delta) -> dict[str, int | float | None]:
+    """A figure in both; what is not whole, which only a figure for one sample or token is, as a float."""
+    return {"a": _number(delta.a), "b": _number(delta.b), "delta": _number(delta.delta)}
 
 
-def _figures(figure: Delta, write: units.Writer) -> str:
-    change = figure.delta
-    relative = f" ({100 * change / figure.a:+.1f} %)" if change and figure.a else ""
-    return f"{write(figure.a)} → {write(figure.b)}   {units.signed(write(change))}{relative}"
-
-
-def _delta_json(delta: Delta) -> dict[str, int | None]:
-    return {"a": delta.a, "b": delta.b, "delta": delta.delta}
+def _number(value: Figure) -> int | float | None:
+    if value is None:
+        return None
+    return int(value) if value.denominator == 1 else float(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from summarycb import units
 from summarycb.fold import Item, paths
-from summarycb.specs import Spec, spec_text, tensors_of
+from summarycb.specs import Spec, sole, spec_text, tensors_of
 from summarycb.step import KINDS, Failure, Memory, Moment
 from summarycb.tree import ModelSummary, ModuleSummary, flops
 
@@ -79,8 +79,9 @@ def _circumstances(summary: ModelSummary) -> Iterator[str]:
         yield f"rank {environment.rank} of {environment.world_size}"
     modules = len(summary.modules)
     yield f"{modules:,} module{'' if modules == 1 else 's'}"
+    if summary.entry.call_groups:
+        yield f"in {_given(summary.entry.inputs)}{_dtypes(summary.entry.inputs)}"
     if root.call_groups:
-        yield f"in {_given(root.inputs)}{_dtypes(root.inputs)}"
         yield f"out {_brief(root.outputs)}{_dtypes(root.outputs)}"
 
 
@@ -136,13 +137,12 @@ def _parts(moment: Moment) -> list[str]:
 
 
 def _given(inputs: Spec) -> str:
-    return _brief(inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs)
+    return _brief(sole(inputs))
 
 
 def _brief(spec: Spec) -> str:
     """Caches of a language model and lists of all parameters would fill the screen; the summary has them whole."""
-    text = spec_text(spec)
-    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
+    return units.cut(spec_text(spec), _MOST_TEXT)
 
 
 def _failure(summary: ModelSummary, failure: Failure) -> Iterator[str]:

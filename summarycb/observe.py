@@ -33,7 +33,7 @@ from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
 from summarycb.progress import Progress
 from summarycb.records import Records
-from summarycb.trackers import check_timeout, warn
+from summarycb.trackers import check_timeout, reason, warn
 from summarycb.tree import ModelSummary
 
 
@@ -193,6 +193,16 @@ class Observation:
         self._forget()
         return self.summary
 
+    def agree(self, verdict: str) -> str:
+        """Rank zero's ``verdict``, on every rank, after :meth:`stop`; each is on its own where that cannot be had."""
+        if self._ranks is None:
+            return verdict
+        try:
+            return self._ranks.agree(verdict, self._timeout)
+        except Exception as error:
+            warn(f"the ranks could not agree on the gates: {reason(error)}")
+            return verdict
+
     def _with_other_ranks(self, summary: ModelSummary) -> ModelSummary:
         if self._ranks is None:
             return summary
@@ -214,6 +224,7 @@ class Observation:
         structure = walk(model)
         if self._on_step is not None:
             self._progress.expects_a_step()
+        self._context["strategy"] = self._context.get("strategy") or structure.strategy
         records = self._collectors.records = Records(structure)
         if (place := world()) is not None:
             self._context |= {"rank": place[0], "world_size": self._context.get("world_size") or place[1]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import types
 import typing
@@ -32,6 +33,9 @@ from summarycb.tree import CallGroup, ModelSummary, ModuleSummary, Work
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
 """The largest file that is read. 10,000 modules take about 10 MiB."""
+
+_NUMBERED = re.compile(r"(.+\.html?)#(\d{1,4})", re.IGNORECASE)
+"""The name of a page, and which of the summaries in it."""
 
 
 @collection_paused()
@@ -84,10 +88,12 @@ def loads_rank(text: str) -> Rank:
 
 
 def read(path: str | Path) -> ModelSummary:
-    """The summary in a ``.json`` file, or in a page (``.html``). Raises :class:`SummaryError` with the file's name and
-    the reason.
+    """The summary in a ``.json`` file, or in a page: ``a.html``, or ``a.html#2`` where a page holds several.
+
+    Raises :class:`SummaryError` with the file's name and the reason.
     """
-    source = Path(path)
+    numbered = _NUMBERED.fullmatch(str(path))
+    source, number = (Path(numbered[1]), int(numbered[2])) if numbered else (Path(path), None)
     try:
         regular = stat.S_ISREG(source.stat().st_mode)  # before it is opened: a FIFO would block, a device never end
         content = b""
@@ -109,7 +115,7 @@ def read(path: str | Path) -> ModelSummary:
         raise SummaryError(f"{source}: not a text file; a model summary is JSON in UTF-8, never a pickle") from None
     if page:
         try:
-            text = extract(text, MAX_BYTES)
+            text = extract(text, MAX_BYTES, number)
         except SummaryError as error:
             raise SummaryError(f"{source}: {error}") from None
     return loads(text, str(source))
@@ -120,16 +126,23 @@ def load(reference: str | Path) -> ModelSummary:
 
     Raises :class:`SummaryError` when there is none or it cannot be read.
     """
-    from summarycb.trackers import forms, open_reference
-
     if not isinstance(reference, (str, Path)):
         raise SummaryError(f"load takes a str (a file name or tracker:where) or a Path, not {type(reference).__name__}")
-    tracker = open_reference(reference) if isinstance(reference, str) else None
+    if isinstance(reference, Path) or is_file_name(reference):
+        return read(reference)
+    from summarycb.trackers import forms, open_reference
+
+    tracker = open_reference(reference)
     if tracker is not None:
         return tracker.read()
-    if isinstance(reference, str) and ":" in reference and not os.path.lexists(reference):
+    if ":" in reference and not os.path.lexists(reference):
         raise SummaryError(f"{reference!r} is no file, and names no tracker; allowed are {forms()}")
     return read(reference)
+
+
+def is_file_name(reference: str) -> bool:
+    """Whether it is plainly a file's, so that the trackers, which take time to find, need not be asked."""
+    return ":" not in reference and reference.lower().endswith((".json", ".html", ".htm"))
 
 
 def _refuse_constant(name: str) -> NoReturn:

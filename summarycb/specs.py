@@ -76,6 +76,11 @@ def spec_text(spec: Spec) -> str:
     return str(spec)
 
 
+def sole(inputs: Spec) -> Spec:
+    """The one thing that was given, where it was given by its position; else all of it."""
+    return inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+
+
 def tensors_of(spec: Spec) -> Iterator[TensorSpec]:
     """The tensors in a spec, in order."""
     if isinstance(spec, TensorSpec):

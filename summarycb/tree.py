@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 from summarycb.dataflow import Dataflow
@@ -285,6 +286,28 @@ class ModelSummary(Forms):
             known = ", ".join(repr(p) for p in list(self.modules)[:8])
             raise KeyError(f"no module at {path!r}; there are {len(self.modules)}: {known}, ...") from None
         return module if module.shared_with is None else self[module.shared_with]
+
+    @cached_property
+    def entry(self) -> ModuleSummary:
+        """What the step called first: the root; or, as where a LightningModule has a ``training_step`` alone, another.
+
+        Of several that no module called, the first by the dataflow, and by definition order where there is none.
+        """
+        if self.root.calls == 0 and self.dataflow is not None and self.dataflow.calls:
+            return next(islice(self.root.walk(), self.dataflow.calls[0].module, None))
+        return next(iter(self.outermost), self.root)
+
+    @cached_property
+    def outermost(self) -> tuple[ModuleSummary, ...]:
+        """What the step itself called, in definition order: the root, or modules that are in none that was called."""
+        found, waiting = [], [self.root]
+        while waiting:
+            module = waiting.pop()
+            if module.calls != 0 and module.shared_with is None:
+                found.append(module)
+            elif module.shared_with is None:
+                waiting += reversed(module.children)
+        return tuple(found)
 
     @property
     def total_params(self) -> int | None:

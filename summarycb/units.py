@@ -73,6 +73,11 @@ _DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS], " ")
 
 
+def cut(text: str, most: int) -> str:
+    """``text``, or its beginning in ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def clean(text: str) -> str:
     """``text`` on one line, without what a terminal would obey."""
     return text if text.isprintable() else text.translate(_CONTROLS)

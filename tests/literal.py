@@ -7,8 +7,8 @@ from summarycb.step import Environment, Memory, Moment, Note
 from summarycb.tree import CallGroup, ModelSummary, ModuleSummary, Work
 
 
-def tensor(*shape: int, dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(shape, dtype, "cpu")
+def tensor(*shape: int, dtype: str = "float32", device: str = "cpu") -> TensorSpec:
+    return TensorSpec(shape, dtype, device)
 
 
 def weight(name: str, *shape: int, shared_with: str | None = None, trainable: bool = True) -> ParameterSpec:

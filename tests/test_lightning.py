@@ -16,14 +16,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import summarycb
+from summarycb.changes import Delta
 from summarycb.errors import SummaryWarning
 from summarycb.view import Selection
 from summarycb_lightning import ModelSummaryCallback
-from tests.lightning_trainings import MARKS, Recording, all_of, lit, trainer
+from tests.lightning_trainings import FORWARD, MARKS, Recording, all_of, lit, loader, trainer
 from tests.test_faults import Broken, Planted, plant
-from tests.trainings import NOTHING, left_behind
+from tests.trainings import NOTHING, left_behind, loss_of
 
 pytestmark = MARKS
 
@@ -277,3 +279,25 @@ def test_a_logger_that_is_given_is_opened_at_the_first_step_and_not_before(tmp_p
     assert not (tmp_path / "run").exists()
     trainer(L, tmp_path, callback, logger=False).fit(lit(L))
     assert summarycb.load(f"tensorboard:{tmp_path}/run") == callback.summary
+
+
+def test_a_batch_that_no_forward_of_the_modules_own_was_given_is_told(tmp_path: Path) -> None:
+    """As where ``training_step`` calls ``self.net``: what the net was given is what two runs differ by."""
+    import lightning.pytorch as L
+
+    def training_step(self: Any, batch: Any, index: int) -> torch.Tensor:
+        return loss_of(self.net(batch[0]), batch[1])
+
+    found = []
+    for rows in (4, 8):
+        callback = ModelSummaryCallback(verbose=False)
+        model = lit(L, training_step=training_step, train_dataloader=lambda self, rows=rows: loader(rows))
+        trainer(L, tmp_path, callback).fit(model)
+        assert callback.summary is not None
+        found.append(callback.summary)
+    assert "in [4, 3, 8, 8] float32" in found[0].to_text()
+    per_step, per_sample = summarycb.compare(*found), summarycb.compare(*found, per="sample")
+    assert [str(difference) for difference in per_step.differences] == ["input: [4, 3, 8, 8] → [8, 3, 8, 8]"]
+    assert "forward_macs" in per_step.incomparable
+    assert per_sample.metrics["forward_macs"] == Delta(FORWARD // 4, FORWARD // 4)
+    assert "forward_macs" not in per_sample.incomparable

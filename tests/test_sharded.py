@@ -120,6 +120,7 @@ SAVED = (5 * 16 + 5 * 6 + 1) * FLOAT
 def test_fully_sharded(run: Callable[..., list[ModelSummary]]) -> None:
     half = WEIGHTS // 2
     for summary in run(sharded):
+        assert summary.environment.strategy == "FSDPModule"
         assert local_figures(summary) == {
             "params": half,
             "parameters": half * FLOAT,
@@ -161,6 +162,7 @@ def test_tensor_parallel(run: Callable[..., list[ModelSummary]]) -> None:
 @pytest.mark.slow
 def test_replicated(run: Callable[..., list[ModelSummary]]) -> None:
     for summary in run(replicated):
+        assert summary.environment.strategy == "DistributedDataParallel"
         assert local_figures(summary) == {
             "params": WEIGHTS,
             "parameters": WEIGHTS * FLOAT,

@@ -12,13 +12,16 @@ from torch import nn
 
 from summarycb.specs import BufferSpec, ParameterSpec
 
+_DISTRIBUTED = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+}
 # A wrapper's type name -> the attribute that holds the user's module. The wrapper and what it wraps are one row, at the
 # wrapper's path, so that a path is what it would be without it.
 WRAPPERS = {
     "OptimizedModule": "_orig_mod",
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    **_DISTRIBUTED,
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_checkpoint_wrapped_module",
     "_FabricModule": "_forward_module",
@@ -67,6 +70,12 @@ class Structure:
         """Whether parameters are parts of flat ones, as FSDP1 makes them: their own sizes are not to be had."""
         wrappers = (wrapper for node in self.nodes for wrapper in node.modules[:-1])
         return any("FullyShardedDataParallel" in _names(type(wrapper)) for wrapper in wrappers)
+
+    @property
+    def strategy(self) -> str | None:
+        """What makes the model a distributed one, as far as its modules tell."""
+        kinds = {name for kind in {type(module) for module in self.modules()} for name in _names(kind)}
+        return next((name for name in (*_DISTRIBUTED, "FSDPModule") if name in kinds), None)
 
     def changed(self) -> bool:
         """Whether modules were added or taken away since."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 import summarycb
 from summarycb import ModelSummary
+from tests.edited import MADE, made
 
 FOLDER = Path(__file__).parent
+COMPARED = FOLDER / "compared.txt"
 
 
 def observed(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> ModelSummary:
@@ -228,3 +230,14 @@ def renderings(name: str) -> Iterator[tuple[Path, str]]:
         yield FOLDER / f"{name}-{width}.txt", made.to_text(depth=depth, width=width) + "\n"
     yield FOLDER / f"{name}.md", made.to_markdown(depth=depth)
     yield FOLDER / f"{name}.mmd", made.to_mermaid(depth=depth)
+
+
+def comparisons() -> tuple[dict[str, str], dict[str, Callable[[], str]]]:
+    """By name what is expected of each edited model against the one that is not, and what makes the text."""
+    parts = COMPARED.read_text(encoding="utf-8").split("== ") if COMPARED.exists() else []
+    expected = {name: text[:-1] for name, _, text in [part.partition("\n") for part in parts if part]}
+    return expected, {name: partial(_compared, name) for name in MADE}
+
+
+def _compared(name: str) -> str:
+    return summarycb.compare(made("base"), made(name)).to_text(width=120)
