@@ -5,7 +5,7 @@ What makes a form is imported when it is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -37,11 +37,12 @@ def method(form: str) -> Callable[..., str]:
     return made
 
 
-def form_of(path: Path) -> str:
-    """The form that a file of this name holds; SummaryError where the suffix is none of ours."""
-    fitting = [form for form, suffix in FORMATS.items() if path.name.endswith(suffix)]
+def form_of(path: Path, forms: Collection[str] = FORMATS.keys()) -> str:
+    """Which of ``forms`` a file of this name holds; SummaryError where the suffix is of none."""
+    fitting = [form for form in forms if path.name.endswith(FORMATS[form])]
     if not fitting:
-        raise SummaryError(f"cannot save to {path.name!r}: the file name must end in {', '.join(FORMATS.values())}")
+        allowed = ", ".join([FORMATS[form] for form in forms])
+        raise SummaryError(f"cannot save to {path.name!r}: the file name must end in {allowed}")
     return max(fitting, key=lambda form: len(FORMATS[form]))
 
 

@@ -26,11 +26,12 @@ _MOST_SIBLINGS = 26
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """The head of a column."""
+    """The head of a column; ``least`` is to how many characters its texts may be shortened, where that is known."""
 
     title: str
     justify: Literal["left", "right"] = "right"
     key: str = ""
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,10 @@ class View:
     columns: tuple[Heading, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    label: str = "module"
+    """The head of the rows' labels."""
+    whole: bool = False
+    """Whether labels are never shortened, though a line gets longer: they are to be copied."""
 
 
 @dataclass(frozen=True, slots=True)

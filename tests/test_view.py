@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from summarycb import SummaryError
 from summarycb.columns import COLUMNS
@@ -517,3 +518,12 @@ def test_the_dataframe_has_a_row_a_module_and_real_dtypes() -> None:
     assert frame.loc["again", "shared_with"] == "fc"
     assert str(frame["calls"].dtype) == "Int64"
     assert frame["calls"].isna().tolist() == [False, False, False, True]
+
+
+def test_markdown_of_a_stranger_links_to_nothing_and_calls_nobody() -> None:
+    """As the comment of a bot on a pull request is made of what the pull request's own summary says."""
+    name = "![p](https://evil.example/p.png) @octocat www.evil.example " + "long" * 100
+    root = replace(ROOT, type_name=name, children=(replace(FC, path="x@y", name="x@y"),))
+    html = MarkdownIt().enable("table").render(replace(SUMMARY, root=root).to_markdown())
+    assert not re.search(r"<img|href|://|www[.]|@\w", re.sub("<code>.*?</code>", "", html))  # in code nothing is read
+    assert max(map(len, re.findall("[^<>]+", html))) == 300 + len("\u200b" * 3)  # cut, and three that nobody sees

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -52,7 +53,11 @@ def _record(module: ModuleSummary) -> dict[str, Cell]:
 
 def to_csv(summary: ModelSummary, *, outside: bool = False) -> str:
     """The records with a header line; an unknown figure is empty, and so is the root's path. Names are as they are."""
-    rows = records(summary, outside=outside)
+    return csv_of(records(summary, outside=outside))
+
+
+def csv_of(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """Records as lines, with a header; None is empty."""
     lines: list[str] = []
     # before Python 3.13 a line break in a name is quoted only where it is also one of those that end the lines
     writer = csv.DictWriter(SimpleNamespace(write=lines.append), list(rows[0]), lineterminator="\r\n")

@@ -1,11 +1,17 @@
-"""View -> the terminal, with rich. The widths are known before anything is laid out, so a row is one line of text."""
+"""View -> the terminal, with rich. The widths are known before anything is laid out, so a row is one line of text.
+
+Of rich what measures texts is imported, the rest where colours are asked for: it takes longer than a comparison.
+"""
 
 from __future__ import annotations
 
-import io
-import random
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from summarycb.errors import SummaryError
 from summarycb.garbage import collection_paused
@@ -13,13 +19,11 @@ from summarycb.tree import ModelSummary
 from summarycb.units import clean
 from summarycb.view import Row, Selection, View, select
 
-_numbers = random.getstate()
-try:  # rich draws a random number when it is first imported, and the training's own must not change
-    from rich.cells import cell_len, set_cell_size
+if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Span, Text
-finally:
-    random.setstate(_numbers)
+    from rich.text import Text
+
+    from summarycb.compare import Comparison
 
 LEAST_WIDTH = 20
 _GAP = 1
@@ -28,6 +32,7 @@ MOST_WIDTH = 100
 """In a wider terminal figures would be far from their names."""
 _ASCII = str.maketrans(
     {"│": "|", "├": "|", "└": "`", "─": "-", "━": "=", "·": "-", "→": ">", "×": "x", "…": "~", "Δ": "d", "▸": "+"}
+    | {"≠": "!", "⊂": "(", "⊃": ")", "⊞": "#", "↷": "^"}
     | dict.fromkeys("▏▎▍▌", "-")
     | dict.fromkeys("▋▊▉█", "#")
 )
@@ -36,7 +41,7 @@ _ASCII = str.maketrans(
 def to_text(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     """Plain text without colours, no line longer than ``width``."""
     text = "\n".join([text for text, _ in _layout(view, _checked(width), styled=False)])
-    return text.translate(_ASCII) if ascii_only else text
+    return _ascii(text) if ascii_only else text
 
 
 def _checked(width: int) -> int:
@@ -47,8 +52,10 @@ def _checked(width: int) -> int:
 
 def draw(view: View, *, width: int | None = None, ascii_only: bool = False) -> None:
     """Print to standard output: in colour on a terminal, as wide as it is up to 100, and plain text elsewhere."""
-    console = Console(highlight=False)
-    if console.is_terminal and not ascii_only:
+    console = None if ascii_only else _terminal()
+    if console is not None:
+        from rich.text import Text
+
         lines = render(view, max(min(console.width, MOST_WIDTH), LEAST_WIDTH) if width is None else _checked(width))
         texts = encodable("\n".join(line.plain for line in lines), console.encoding).split("\n")
         for line, text in zip(lines, texts, strict=True):
@@ -59,12 +66,35 @@ def draw(view: View, *, width: int | None = None, ascii_only: bool = False) -> N
         print(encodable(text, getattr(sys.stdout, "encoding", None)), flush=True)
 
 
-def show(summary: ModelSummary, selection: Selection = Selection()) -> None:
-    """Print to standard output, as :func:`draw` does. Never raises."""
+def _terminal() -> Console | None:
+    """Standard output as a terminal, where it is one to rich, which is asked only if it could be."""
+    isatty = getattr(sys.stdout, "isatty", None)
+    if not (isatty and isatty()) and not _ENFORCED & os.environ.keys():
+        return None
+    import random
+
+    numbers = random.getstate()
+    try:  # rich draws a random number when it is first imported, and the training's own must not change
+        from rich.console import Console
+    finally:
+        random.setstate(numbers)
+    console = Console(highlight=False)
+    return console if console.is_terminal else None
+
+
+_ENFORCED = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""Variables of the environment with which rich takes for a terminal what is none."""
+
+
+def show(summary: ModelSummary, selection: Selection = Selection(), comparison: Comparison | None = None) -> None:
+    """Print to standard output, as :func:`draw` does, and below it the comparison. Never raises."""
     from summarycb.trackers import warn
 
     try:
         draw(select(summary, selection))
+        if comparison is not None:
+            print()
+            draw(comparison.view())
     except Exception as error:  # a closed or narrow stream must not end a training
         warn(f"the model summary could not be printed: {type(error).__name__}: {error}")
 
@@ -76,27 +106,36 @@ def encodable(text: str, encoding: str | None) -> str:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return text.translate(_ASCII).encode(encoding, errors="replace").decode(encoding)
+        return _ascii(text).encode(encoding, errors="replace").decode(encoding)
     return text
+
+
+def _ascii(text: str) -> str:
+    """As wide as it is; the mark of a row that begins with a dot is no minus, which is the mark of what was removed."""
+    return re.sub("(?m)^·", ".", text).translate(_ASCII)
 
 
 def render(view: View, width: int) -> list[Text]:
     """The view's lines, none wider than ``width``."""
-    return [Text(text, spans=spans) for text, spans in _layout(view, width, styled=True)]
+    from rich.text import Span, Text
+
+    lines = _layout(view, width, styled=True)
+    return [Text(text, spans=[Span(*span) for span in spans]) for text, spans in lines]
 
 
-_Line = tuple[str, list[Span]]
+_Span = tuple[int, int, str]
+"""From where to where a line has which style."""
+_Line = tuple[str, list[_Span]]
 
 
 @collection_paused()
 def _layout(view: View, width: int, styled: bool) -> list[_Line]:
-    console = Console(file=io.StringIO(), width=width)  # Text.wrap asks for one
     gutter = max([cell_len(heading) for heading, _ in view.headline], default=0) + _GAP
-    lines = [_styled(text, "bold") for text in _wrapped(view.title, width, console)]
+    lines = [_styled(text, "bold") for text in _wrapped(view.title, width)]
     for heading, facts in view.headline:
         for together in _together([clean(fact) for fact in facts], width - gutter):
-            for text in _wrapped(together, width - gutter, console):
-                lines.append((set_cell_size(heading, gutter) + text, [Span(0, gutter, "dim")]))
+            for text in _wrapped(together, width - gutter):
+                lines.append((set_cell_size(heading, gutter) + text, [(0, gutter, "dim")]))
                 heading = ""
     lines.append(("", []))
     notes = list(view.notes)
@@ -105,15 +144,22 @@ def _layout(view: View, width: int, styled: bool) -> list[_Line]:
         lines += [*table, ("", [])]
         if dropped:
             notes.insert(0, f"no room for {', '.join(dropped)}")
-    return lines + [_styled(text, "dim") for note in notes for text in _wrapped(note, width, console)]
+    return lines + [_styled(text, "dim") for note in notes for text in _wrapped(note, width)]
 
 
 def _styled(text: str, style: str) -> _Line:
-    return text, [Span(0, len(text), style)]
+    return text, [(0, len(text), style)]
 
 
-def _wrapped(text: str, width: int, console: Console) -> list[str]:
-    return [line.plain.rstrip() for line in Text(clean(text)).wrap(console, width)]
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines that are broken between words, and within what is wider than a line."""
+    lines: list[str] = []
+    for word in re.findall(r"\s*\S+\s*", clean(text)):
+        if lines and cell_len(lines[-1]) + cell_len(word.rstrip()) <= width:
+            lines[-1] += word
+        else:
+            lines += [word] if cell_len(word.rstrip()) <= width else chop_cells(word, width)
+    return [line.rstrip() for line in lines] or [""]
 
 
 def _together(facts: Sequence[str], width: int) -> list[str]:
@@ -131,7 +177,7 @@ def _together(facts: Sequence[str], width: int) -> list[str]:
 def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]]:
     """The lines, and the titles of the columns for which there was no room."""
     right = [False, *[column.justify == "right" for column in view.columns]]
-    header = ["module", *[column.title for column in view.columns]]
+    header = [view.label, *[column.title for column in view.columns]]
     styles = ["", *[_STYLES.get(column.key, "") for column in view.columns]]
     columns = [
         [_name(row) for row in view.rows],
@@ -142,7 +188,12 @@ def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]
     worth = [
         3 if figures else _WORTH.get(column.key, 0) for column, figures in zip(view.columns, right[1:], strict=True)
     ]
-    least = _LEAST_NAME if any(row.guides for row in view.rows) else min(max(_LEAST_NAME, width // 2), _LEAST_PATH)
+    narrow = any(row.guides for row in view.rows) or any(column.least for column in view.columns)
+    least = [min(natural[0], _LEAST_NAME if narrow else min(max(_LEAST_NAME, width // 2), _LEAST_PATH))]
+    for column, space, rank in zip(view.columns, natural[1:], worth, strict=True):
+        least.append(min(space, column.least or _LEAST.get(rank, space)))
+    if view.whole:
+        least[0], width = natural[0], max(natural[0], width)
     widths = _fit(natural, worth, least, width)
     shown = [i for i, space in enumerate(widths) if space]
 
@@ -158,28 +209,28 @@ def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]
     return lines, [title for title, space in zip(header, widths, strict=True) if title and not space]
 
 
-_WORTH = {"bar": 1, "type": 2, "input": 2, "output": 2}
+_WORTH = {"bar": 1, "type": 2, "input": 2, "output": 2, "what": 2}
 """What goes later than other columns where there is no room; figures, worth 3, go last."""
 _LEAST = {0: 16, 2: 10}
 """To how many characters a column is shortened before one goes, by its worth; figures and bars never are."""
 _STYLES = {"type": "dim", "config": "dim", "bar": "cyan"}
 
 
-def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[Span]:
+def _spans(row: Row, parts: Sequence[str], styles: Sequence[str]) -> Iterator[_Span]:
     """What is not plain text: the guides, the name of a root, how often a row is there, and figures that are 0."""
     if row.context:
-        yield Span(0, sum(map(len, parts)) + _GAP * len(parts), "dim")
+        yield 0, sum(map(len, parts)) + _GAP * len(parts), "dim"
     guide, named = len(_guides(row)), len(parts[0].rstrip())
-    yield Span(0, min(guide, named), "dim")
+    yield 0, min(guide, named), "dim"
     if not row.guides:
-        yield Span(0, named, "bold")
+        yield 0, named, "bold"
     if row.times > 1 and (start := parts[0].rfind(" ×")) >= 0:
-        yield Span(start, named, "cyan")
+        yield start, named, "cyan"
     start = 0
     for part, style in zip(parts, styles, strict=True):
         style = "dim" if part.strip() in _ZEROS else style
         if style:
-            yield Span(start, start + len(part), style)
+            yield start, start + len(part), style
         start += len(part) + _GAP
 
 
@@ -195,12 +246,13 @@ def _name(row: Row, space: int | None = None) -> str:
     left = space - cell_len(guides + row.suffix) - 1
     if left < 1:
         return set_cell_size(whole, space - 1) + "…"
-    if row.guides or row.label != row.path:
+    if row.guides:
         return f"{guides}{set_cell_size(label, left)}…{row.suffix}"
-    label = label[-left:]
-    while cell_len(label) > left:
+    mark = label[:2] if label[1:2] == " " else ""  # of what changed, which stays
+    label = label[len(mark) :][len(mark) - left :]
+    while cell_len(mark + label) > left:
         label = label[1:]
-    return f"…{label}{row.suffix}"
+    return f"{mark}…{label}{row.suffix}"
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:
@@ -220,10 +272,8 @@ def _cell(text: str, space: int, right: bool) -> str:
     return " " * free + text if right else text + " " * free
 
 
-def _fit(natural: Sequence[int], worth: Sequence[int], least_name: int, width: int) -> list[int]:
-    """The width of each column; 0 drops one. Names and texts are shortened."""
-    least = [min(natural[0], least_name)]
-    least += [min(space, _LEAST.get(rank, space)) for space, rank in zip(natural[1:], worth, strict=True)]
+def _fit(natural: Sequence[int], worth: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """The width of each column; 0 drops one. Names and texts are shortened, to ``least``."""
     shown = list(range(len(natural)))
     while len(shown) > 1 and sum([least[i] + _GAP for i in shown]) - _GAP > width:
         # no more to shorten: columns go, those of least worth first, from the right
