@@ -10,9 +10,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from selenium.webdriver import Chrome
 
 from summarycb.publish import FOLDER
 from summarycb.trackers import _warn_once
+from tests.browsing import Browser
+from tests.chromium import chromium
 from tests.trainings import CASES, NOTHING, Case, left_behind, sweep
 
 torch.set_num_threads(1)  # the models are tiny: more threads would wait for each other, most of all beside other tests
@@ -33,6 +36,25 @@ def L(request: pytest.FixtureRequest) -> ModuleType:
 def lightning() -> ModuleType:
     """Lightning, where one of the two is enough."""
     return importlib.import_module("lightning.pytorch")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Chromium without a network."""
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def browser(driver: Chrome, tmp_path: Path) -> Iterator[Browser]:
+    """Each test ends without a word on the console and without a request but that for the page itself."""
+    browser = Browser(driver, tmp_path)
+    yield browser
+    browser.emulate("Emulation.setScriptExecutionDisabled", value=False)
+    browser.emulate("Emulation.setEmulatedMedia", features=[])
+    browser.emulate("Emulation.clearDeviceMetricsOverride")
+    assert browser.messages() == []
+    assert set(browser.requests()) <= {(tmp_path / "page.html").as_uri(), "about:srcdoc"}
 
 
 @pytest.fixture(autouse=True)

@@ -5,86 +5,21 @@ Skipped where there is no Chromium; ``.ci/run`` installs Debian's.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import json
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from torch import nn
 
-from tests.chromium import chromium, needs_chromium
+from tests.browsing import Browser
+from tests.chromium import needs_chromium
 from tests.pages import EVIL, hostile, residual, step
 
 pytestmark = needs_chromium
-
-
-@dataclass
-class Browser:
-    driver: Chrome
-    folder: Path
-
-    def open(self, page: str) -> None:
-        """The page, from disk; what was logged before is forgotten."""
-        path = self.folder / "page.html"
-        path.write_text(page, encoding="utf-8")
-        self.messages(), self.requests()
-        self.driver.get(path.as_uri())
-
-    def messages(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> list[str]:
-        found = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
-
-    def run(self, script: str, *arguments: object) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def find(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
-
-    def shown(self) -> list[str]:
-        """The names of the rows that can be seen."""
-        return self.run(
-            "return [...document.querySelectorAll('.tree details > .row')]"
-            ".filter(row => row.checkVisibility()).map(row => row.querySelector('bdi').textContent)"
-        )
-
-    def emulate(self, command: str, **arguments: object) -> None:
-        self.driver.execute_cdp_cmd(command, arguments)
-
-    def colours(self) -> Counter[bytes]:
-        """How many pixels of the screen have each colour."""
-        return Counter(_pixels(base64.b64decode(self.driver.get_screenshot_as_base64())))
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
-
-
-@pytest.fixture
-def browser(driver: Chrome, tmp_path: Path) -> Iterator[Browser]:
-    """Each test ends without a word on the console and without a request but that for the page itself."""
-    browser = Browser(driver, tmp_path)
-    yield browser
-    browser.emulate("Emulation.setScriptExecutionDisabled", value=False)
-    browser.emulate("Emulation.setEmulatedMedia", features=[])
-    browser.emulate("Emulation.clearDeviceMetricsOverride")
-    assert browser.messages() == []
-    assert set(browser.requests()) <= {(tmp_path / "page.html").as_uri(), "about:srcdoc"}
 
 
 @pytest.fixture(scope="module")
@@ -532,34 +467,3 @@ def test_a_notebooks_cell(browser: Browser) -> None:
     assert browser.shown()[:4] == ["Residual", "tokens", "h", "0-11"]
     browser.driver.find_elements("css selector", ".kids > .row")[2].click()
     assert browser.shown()[3:5] == ["0-11", "norm"]
-
-
-def _pixels(png: bytes) -> Iterator[bytes]:
-    """The colours of a screenshot, as Chromium writes it: eight bits a channel, not interlaced."""
-    file, parts = io.BytesIO(png[8:]), []
-    while length := file.read(4):
-        kind, data = file.read(4), file.read(int.from_bytes(length, "big"))
-        file.read(4)
-        if kind == b"IHDR":
-            width, channels = int.from_bytes(data[:4], "big"), {2: 3, 6: 4}[data[9]]
-        parts += [data] if kind == b"IDAT" else []
-    raw, stride = zlib.decompress(b"".join(parts)), width * channels
-    above = bytearray(stride)
-    for start in range(0, len(raw), stride + 1):
-        line = _unfiltered(raw[start], bytearray(raw[start + 1 : start + 1 + stride]), above, channels)
-        yield from [bytes(line[i : i + 3]) for i in range(0, stride, 4 * channels)]
-        above = line
-
-
-def _unfiltered(kind: int, line: bytearray, above: bytearray, size: int) -> bytearray:
-    predict: Callable[[int, int, int], int] = [
-        lambda a, b, c: 0,
-        lambda a, b, c: a,
-        lambda a, b, c: b,
-        lambda a, b, c: (a + b) // 2,
-        lambda a, b, c: min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2],
-    ][kind]
-    for i in range(len(line)) if kind else ():
-        a, c = (line[i - size], above[i - size]) if i >= size else (0, 0)
-        line[i] = (line[i] + predict(a, above[i], c)) & 255
-    return line

@@ -6,18 +6,11 @@ templates' escaping, and the page's policy allows the one style and the one scri
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from summarycb import __version__, units
@@ -28,19 +21,17 @@ from summarycb.graph import Graph
 from summarycb.headline import CONVENTION, headline, notes
 from summarycb.render.graph import STYLE, drawings, graphs, is_small
 from summarycb.render.html.icicle import icicle
+from summarycb.render.html.page import asset, deepest_of, environment, policy_of, rendered, steps, switch, widths
 from summarycb.render.html.rows import Row, facts, metrics, parameters, rows
 from summarycb.render.html.timeline import timeline
 from summarycb.tree import ModelSummary
-from summarycb.units import clean
 from summarycb.view import Selection, per_copy, roots_of
 
-_FOLDER = Path(__file__).parent
 _FRAGMENT_ROWS = 1000
 _DRAWN_NODES = 30
 """The deepest drawing with at most so many is shown at first."""
 _LISTED_DEPTH = 2
 _LISTED_EDGES = 200
-_MOST_INDENT = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +63,13 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
     lines = rows(summary, roots, shown, figures)
     found = graphs(summary)
     flows = drawings(found)
-    style = (STYLE if flows else "") + _asset("style.css")
-    style += f".tree{{--columns:{_widths(shown, lines)}}}" + _steps(lines)
-    style += "".join([*_switch("m", len(figures)), *_switch("g", len(flows))])
-    script = _asset("page.js")
-    return _rendered(
+    style = (STYLE if flows else "") + asset("style.css")
+    style += f".tree{{--columns:{widths(shown, lines)}}}" + steps(lines)
+    style += "".join([*switch("m", len(figures)), *switch("g", len(flows))])
+    script = asset("page.js")
+    return rendered(
         "page.html.j2",
-        policy=_policy(style, script),
+        policy=policy_of(style, script),
         style=Markup(style),
         script=Markup(script),
         embedded=Markup(embed(summary.to_json())),
@@ -86,7 +77,7 @@ def to_html(summary: ModelSummary, selection: Selection) -> str:
         title=summary.root.type_name,
         headline=[*headline(summary, roots)],
         notes=_notes(summary, lines, "a box of the icicle is of all copies"),
-        circumstances=[*_circumstances(summary)],
+        circumstances=[*circumstances(summary)],
         tiles=[*_tiles(summary)],
         metrics=figures,
         chosen=[one.key for one in figures].index(metric),
@@ -111,14 +102,14 @@ def to_fragment(summary: ModelSummary) -> str:
     """The headline and the tree for a notebook's cell: no script, and a style that no other cell sees."""
     metric, roots = main_metric(summary), roots_of(summary, True)
     shown, figures = _columns(default_columns(summary, metric)), [COLUMNS[metric]]
-    deepest = _deepest(rows(summary, roots, (), ()), _FRAGMENT_ROWS)
+    deepest = deepest_of(rows(summary, roots, (), ()), _FRAGMENT_ROWS)
     lines = rows(summary, roots, shown, figures, deepest)
     return (
-        _environment()
+        environment()
         .get_template("fragment.html.j2")
         .render(
-            style=Markup(_asset("fragment.css") + _steps(lines, ".summarycb ")),
-            widths=_widths(shown, lines),
+            style=Markup(asset("fragment.css") + steps(lines, ".summarycb ")),
+            widths=widths(shown, lines),
             title=summary.root.type_name,
             headline=[*headline(summary, roots)],
             notes=_notes(summary, lines),
@@ -167,18 +158,8 @@ def _opened(lines: Iterable[Row], depth: int | None) -> set[int]:
     return {row.number for row in lines if row.item.children and (depth is None or row.level < depth)}
 
 
-def _deepest(lines: Sequence[Row], most: int) -> int:
-    """The level down to which there are at most so many rows."""
-    found, count = 0, 0
-    for level, size in sorted(Counter([row.level for row in lines]).items()):
-        count += size
-        if count > most:
-            break
-        found = level
-    return found
-
-
-def _circumstances(summary: ModelSummary) -> Iterator[str]:
+def circumstances(summary: ModelSummary) -> Iterator[str]:
+    """Under what the step ran."""
     under = summary.environment
     yield {"structure": "structure, no step", "forward": "one forward", "step": "one training step"}[summary.observed]
     yield from filter(None, (under.device, under.precision, under.optimizer, under.strategy))
@@ -196,62 +177,3 @@ def _tiles(summary: ModelSummary) -> Iterator[Tile]:
     if (moment := summary.memory.peak_at) is not None:
         place = "" if moment.module is None else f" of {moment.module or summary.root.type_name}"
         yield Tile("Peak memory", units.nbytes(moment.total), (f"in the {moment.phase}{place}",))
-
-
-def _widths(columns: Sequence[Column], lines: Sequence[Row]) -> str:
-    """The columns of every row's grid, each as wide as its longest cell: rows are nested, and align by that alone."""
-    widths = ["minmax(15rem,1fr)"]
-    for place, column in enumerate(columns):
-        longest = max([len(row.cells[place][1]) for row in lines] + [len(column.title)])
-        widths.append(f"minmax(4rem,{min(longest, 21)}ch)" if column.justify == "left" else f"{longest + 1}ch")
-    return " ".join([*widths, "9.5rem"])
-
-
-def _switch(kind: str, count: int) -> Iterator[str]:
-    """Of elements of the classes ``m0``, ``m1`` ... those are shown whose radio button, with that id, is chosen."""
-    for chosen in range(count):
-        others = ",".join([f".{kind}{other}" for other in range(count) if other != chosen])
-        if others:
-            yield f"body:has(#{kind}{chosen}:checked) :is({others}){{display:none}}"
-
-
-def _steps(lines: Sequence[Row], within: str = "") -> str:
-    """The widths of bars and the indentation as classes, because the policy allows no style of a single element."""
-    widths = sorted({share.width for row in lines for share in row.shares if share.width})
-    levels = range(max([row.level for row in lines]) + 1)
-    bars = [f"{within}.w{width}{{--w:{2 * width}%}}" for width in widths]
-    return "".join(bars + [f"{within}.d{level}{{--d:{min(level, _MOST_INDENT)}}}" for level in levels])
-
-
-def _policy(style: str, script: str) -> str:
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
-    ).format(*hashes)
-
-
-def _rendered(template: str, **given: Any) -> str:
-    """As UTF-8 can hold it: half of a surrogate pair is written out as an escape."""
-    text = _environment().get_template(template).render(**given)
-    return text.encode(errors="backslashreplace").decode()
-
-
-@cache
-def _asset(name: str) -> str:
-    return re.sub(r"\n\s*", "\n", (_FOLDER / name).read_text(encoding="utf-8"))
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_printable,
-    )
-
-
-def _printable(value: Any) -> Any:
-    return clean(value) if type(value) is str else value

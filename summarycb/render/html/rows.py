@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from summarycb import units
 from summarycb.columns import COLUMNS, Column
@@ -73,6 +74,30 @@ class Row:
     ends: int = 0
 
 
+class Named(Protocol):
+    """A module, or one in two trees."""
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+
+
+class Copied(Protocol):
+    """What stands for several of them."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+
+    @property
+    def copies(self) -> Sequence[Named]:
+        """All of them, those below one copy of the parent after each other."""
+
+
 def metrics(summary: ModelSummary, chosen: str) -> list[Column]:
     """What bars and icicles show; ``chosen`` is one of them."""
     return [COLUMNS[key] for key in dict.fromkeys([*SHOWN[summary.observed], chosen])]
@@ -96,7 +121,7 @@ def rows(
         path = path_of(item, above)
         values = tuple([_most(values_of(summary, item, metric)) for metric in metrics])
         shown = min(level, MOST_LEVELS)
-        paths, names = _paths(item, around.get(shown - 1))
+        paths, names = copy_paths(item, around.get(shown - 1))
         around[shown] = item
         found.append(
             Row(
@@ -120,7 +145,7 @@ def rows(
     return [replace(row, ends=max(0, row.level - below + 1)) for row, below in zip(found, after, strict=True)]
 
 
-def _paths(item: Item, around: Item | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+def copy_paths(item: Copied, around: Copied | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     """What a row says of the paths of its copies."""
     paths = tuple([copy.path for copy in item.copies])
     if around is None or not around.copies:
@@ -183,7 +208,7 @@ def facts(summary: ModelSummary, item: Item) -> Iterator[tuple[str, tuple[str, .
     if same := _same_as(item):
         yield "the same module as", (same,)
     if module.config:
-        yield "settings", (_cut(module.config),)
+        yield "settings", (cut(module.config),)
     if module.path != OUTSIDE:
         yield from _calls(module)
     circumstances = [{None: "", True: "training", False: "eval mode"}[module.training]]
@@ -204,7 +229,7 @@ def _calls(module: ModuleSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     for group in (module.call_groups or ())[:_MOST_WAYS]:
         given = group.inputs[0] if isinstance(group.inputs, tuple) and len(group.inputs) == 1 else group.inputs
         times = "called" if group.calls == 1 else f"called {group.calls} times"
-        yield times, (f"{_cut(spec_text(given))} → {_cut(spec_text(group.outputs))}",)
+        yield times, (f"{cut(spec_text(given))} → {cut(spec_text(group.outputs))}",)
     if module.call_groups is not None and not module.call_groups:
         yield "called", ("never",)
 
@@ -263,5 +288,6 @@ def _remarks(parameter: ParameterSpec, summary: ModelSummary) -> Iterator[str]:
         yield f"{list(parameter.local_shape)} on this rank"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
+def cut(text: str) -> str:
+    """Only the beginning of a long text."""
+    return units.cut(text, _MOST_TEXT)
