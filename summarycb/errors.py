@@ -10,6 +10,10 @@ class SummaryError(ValueError):
     """
 
 
+class GateError(SummaryError):
+    """``fail_on`` stops a run: the message says which gate the comparison with the baseline fails, and by how much."""
+
+
 class SummaryWarning(UserWarning):
     """Something inside the package failed; training went on, and the summary says what is missing."""
 

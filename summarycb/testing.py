@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
+from datetime import datetime
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -23,7 +24,7 @@ from summarycb.errors import SummaryError
 from summarycb.report import Report
 from summarycb.specs import ParameterSpec, TensorSpec
 from summarycb.step import Environment, Memory, Moment, Note
-from summarycb.trackers import Tracker, lacking, reason
+from summarycb.trackers import Tracker, found_by, lacking, reason
 from summarycb.tree import CallGroup, ModelSummary, ModuleSummary, Work
 
 Keeps = Callable[[str, Callable[[], object]], None]
@@ -101,6 +102,21 @@ def check_tracker(
         ):
             _check_write(keeps, cast(Tracker, wrapped()), kind, reference, report, step, what)
         keeps("nothing is printed", lambda: not printed.getvalue())
+    if hasattr(kind, "find"):
+        keeps(
+            "find, if it is there, gives of a reference to one summary that alone",
+            lambda: [kind.open(one).read().to_json() for one in found_by(kind, reference)] == [newest.json],
+        )
+    if hasattr(kind, "created"):
+        keeps(
+            "created, if it is there, gives a datetime with its time zone, or None",
+            lambda: _is_moment(kind.open(reference).created()),
+        )
+    if hasattr(kind, "run_name"):
+        keeps(
+            "run_name, if it is there, gives a str, or None",
+            lambda: isinstance(kind.open(reference).run_name(), str | None),
+        )
     if where:  # else it is what is active in this process
         keeps(
             "a fresh process, which imports the class by its name, reads the newest summary",
@@ -158,6 +174,10 @@ def _finds_nothing(kind: type[Tracker], reference: str) -> bool:
     except SummaryError:
         return True
     return False
+
+
+def _is_moment(when: object) -> bool:
+    return when is None or (isinstance(when, datetime) and when.tzinfo is not None)
 
 
 def _is_as_made(report: Report) -> bool:

@@ -10,20 +10,30 @@ import os
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 from summarycb.errors import SummaryError, SummaryWarning
-from summarycb.report import Report
-from summarycb.tree import ModelSummary
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
+
+    from summarycb.report import Report
+    from summarycb.tree import ModelSummary
 
 GROUP = "summarycb.trackers"
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 """The packages whose loggers an adapter takes, for :func:`is_kind`."""
 REFERENCES = ("tensorboard:<logdir>", "mlflow:<run_id>", "wandb:<entity>/<project>/<run>")
 """Those of the trackers that come with the package; in all that is said of them they are written so."""
+SEVERAL = (
+    "mlflow:experiments/<name>",
+    "tensorboard:<folder of runs>",
+    "wandb:<entity>/<project>",
+    "wandb:<folder of runs>",
+)
+"""Those that stand for all summaries that are there."""
 READ_ONLY = ("wandb:<run folder>",)
 """And those that can be read, but not written to."""
 
@@ -32,7 +42,10 @@ class Tracker(Protocol):
     """What an adapter implements; it is found through the entry-point group ``summarycb.trackers``.
 
     The entry point's name is the scheme of the adapter's references: ``mlflow:<run_id>``. One that has an attribute
-    ``writable``, and it is False, can only be read.
+    ``writable``, and it is False, can only be read. One that has a class method ``find`` gives of a reference such as
+    ``mlflow:experiments/<name>`` those to one summary each, newest first; of a reference to one summary that alone. One
+    that has a method ``created`` gives when its run began, as a ``datetime`` with its time zone, or None; one that has
+    ``run_name`` what its pages call the run, or None.
     """
 
     @classmethod
@@ -53,9 +66,15 @@ class Tracker(Protocol):
         """The newest stored summary, equal to what was written. Raises :class:`SummaryError` when there is none."""
 
 
+def _entries(**of: Any) -> EntryPoints:
+    from importlib.metadata import entry_points  # takes longer to import than a file to show
+
+    return entry_points(group=GROUP, **of)
+
+
 def names() -> list[str]:
     """The installed trackers' names; nothing is imported for it."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({entry.name for entry in _entries()})
 
 
 def forms() -> str:
@@ -136,7 +155,7 @@ def is_kind(target: object, name: str, *packages: str) -> bool:
 def wrap(target: object) -> Tracker | None:
     """The adapter whose kind ``target`` is, or None. One that cannot be loaded is passed over, and told of once."""
     installed: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
+    for entry in _entries():
         installed.setdefault(entry.name, []).append(entry)
     for name, entries in installed.items():
         try:
@@ -165,9 +184,31 @@ def open_reference(reference: str) -> Tracker | None:
     return None if scheme is None else kind(scheme).open(reference)
 
 
+def find(reference: str) -> list[str] | None:
+    """The references to one summary each; None when ``reference`` begins with no installed tracker's name."""
+    scheme = _scheme(reference)
+    return None if scheme is None else found_by(kind(scheme), reference)
+
+
+def found_by(kind: type[Tracker], reference: str) -> list[str]:
+    """What ``find`` of the adapter gives; raises :class:`SummaryError` where it fails, or gives no references."""
+    finder: Callable[[str], object] | None = getattr(kind, "find", None)
+    if finder is None:
+        return [reference]
+    try:
+        found = finder(reference)
+    except (SummaryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise SummaryError(f"{kind.__name__} could not be asked what is at {reference!r}: {reason(error)}") from error
+    if isinstance(found, list) and all(isinstance(one, str) for one in found):
+        return found
+    raise SummaryError(f"find of {kind.__name__} must give a list of references, not {found!r:.200}")
+
+
 def kind(scheme: str) -> type[Tracker]:
     """The adapter of an installed tracker. Raises :class:`SummaryError` when it cannot be told apart or loaded."""
-    return _load(*entry_points(group=GROUP, name=scheme))
+    return _load(*_entries(name=scheme))
 
 
 class Unopened:

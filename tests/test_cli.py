@@ -17,18 +17,22 @@ import summarycb
 from summarycb import ModelSummary
 from summarycb.cli import main
 from summarycb.forms import FORMATS
-from summarycb.trackers import READ_ONLY, REFERENCES
-from tests.literal import ROOT, SUMMARY
+from summarycb.trackers import READ_ONLY, REFERENCES, SEVERAL
+from tests.literal import FC, ROOT, SUMMARY
 from tests.pages import residual
-from tests.test_compare import OTHER
-from tests.test_compare import TEXT as COMPARED
 from tests.test_view import TEXT as SHOWN
 from tests.test_view import Stream
+
+OTHER = replace(SUMMARY, root=replace(ROOT, children=(replace(FC, type_name="Layer"), *ROOT.children[1:])))
 
 
 @pytest.fixture(autouse=True)
 def columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
+
+
+def compared(a: str, b: str) -> str:
+    return summarycb.compare(a, b).to_text()
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_a_terminal_is_written_to_in_colour(stored: tuple[str, str], monkeypatch
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    for arguments, plain in ((["show", stored[0]], SHOWN), (["compare", *stored], COMPARED)):
+    for arguments, plain in ((["show", stored[0]], SHOWN), (["compare", *stored], compared(*stored))):
         stream = Stream("utf-8", terminal=True)
         monkeypatch.setattr("sys.stdout", stream)
         assert main(arguments) == 0
@@ -60,7 +64,7 @@ def test_a_terminal_is_written_to_in_colour(stored: tuple[str, str], monkeypatch
 
 def test_compare(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *stored]) == 0
-    assert capsys.readouterr().out == COMPARED + "\n"
+    assert capsys.readouterr().out == compared(*stored) + "\n"
 
 
 FORMS = {  # the choices that are made of each, and the same in Python
@@ -226,7 +230,7 @@ def test_a_standard_output_that_takes_nothing(stored: tuple[str, str], where: st
     done = subprocess.run(["sh", "-c", "\n".join(commands)], capture_output=True, text=True, check=False, timeout=60)
     said = f"summarycb: cannot write to standard output: {why}\n2\n"
     assert (done.stdout, done.stderr) == ("", f"{said * 3}0\n")
-    assert Path(f"{a}.txt").read_text() == COMPARED + "\n"
+    assert Path(f"{a}.txt").read_text() == compared(a, b) + "\n"
 
 
 def test_a_depth_or_column_that_does_not_exist(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,20 +297,97 @@ def test_it_works_where_nothing_but_rich_is_installed(stored: tuple[str, str]) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout == COMPARED + "\n"
+    assert done.stdout == compared(*stored) + "\n"
 
 
 def test_references_are_written_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:
     """In the help of each command, and in every page and source, where none is told that is not in the list."""
-    every = {*REFERENCES, *READ_ONLY}
+    one = {*REFERENCES, *READ_ONLY}
+    every = one | {reference for reference in SEVERAL if reference != "mlflow:experiments/<name>"}
     pattern = re.compile(r"\b(?:tensorboard|mlflow|wandb):<[^>`'\"]+>(?:/<[^>`'\"]+>)*")
-    for command in ("show", "compare", "push"):
+    for command, told in {"show": one, "compare": every, "runs": every, "push": one}.items():
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert set(pattern.findall(" ".join(capsys.readouterr().out.split()))) == every
+        assert set(pattern.findall(" ".join(capsys.readouterr().out.split()))) == told
     root = Path(__file__).parents[1]
     pages = [root / "README.md", root / "CHANGELOG.md"]
     pages += [path for folder in ("summarycb", "integrations") for path in (root / folder).rglob("*.py")]
     said = {path: set(pattern.findall(path.read_text(encoding="utf-8"))) for path in pages}
     assert said[root / "README.md"] == every
     assert set().union(*said.values()) == every
+
+
+GATES = ["--fail-on", "params>+5%", "--fail-on", "params>0"]
+
+
+def test_gates(stored: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1 over a gate, after the whole output; what a file or page does not say is said beside it."""
+    a, b = stored
+    over = ["--fail-on", "params>10"]
+    said = "failed: params>10: 20, 10 over the limit"
+    assert main(["compare", a, b, *GATES]) == 0
+    passed = [f"passed: {gate}: 20 → 20 (0, +0 %)" for gate in GATES[1::2]]
+    assert capsys.readouterr() == ("\n".join([compared(a, b), *passed, ""]), "")
+    assert main(["compare", a, b, *over]) == 1
+    assert capsys.readouterr() == (f"{compared(a, b)}\n{said}\n", "")
+    assert main(["compare", a, b, *over, "--format", "markdown"]) == 1
+    *_, gate = capsys.readouterr().out.partition("- **compared**")[0].splitlines()
+    assert gate == f"- **gate**: {said.replace('>', chr(92) + '>')}"
+    assert main(["compare", a, b, *over, "--format", "json"]) == 1
+    (verdict,) = json.loads(capsys.readouterr().out)["gates"]
+    assert verdict == {
+        "gate": "params>10", "a": a, "b": b, "outcome": "failed", "failed": True, "text": said,
+        "findings": [{"path": None, "a": 20, "b": 20, "delta": 0, "beyond": 10.0, "reason": None}],
+    }  # fmt: skip
+    for name in ("c.md", "c.html", "c.json", "c.txt"):
+        assert main(["compare", a, b, *over, "-o", str(tmp_path / name)]) == 1
+        assert capsys.readouterr() == ("", f"summarycb: {said}\n")
+    assert (tmp_path / "c.txt").read_text() == f"{compared(a, b)}\n{said}\n"
+    assert f'<li class="failed">{said.replace(">", "&gt;")}</li>' in (tmp_path / "c.html").read_text()
+    assert main(["compare", a, b, "--fail-on", "params>ten", "-o", str(tmp_path / "d.txt")]) == 2
+    assert not (tmp_path / "d.txt").exists()
+
+
+def test_a_gate_that_cannot_be_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = replace(SUMMARY, memory=replace(SUMMARY.memory, gradients=None))
+    other = replace(unknown, environment=replace(SUMMARY.environment, precision="float64"))
+    a, b = str(unknown.save(tmp_path / "a.json")), str(other.save(tmp_path / "b.json"))
+    gates = ["--fail-on", "memory_gradients>0", "--fail-on", "memory_peak>0"]
+    for allowed, status in (
+        ([], 1),
+        (["--allow-unknown"], 1),
+        (["--allow-incomparable"], 1),
+        (["--allow-unknown", "--allow-incomparable"], 0),
+    ):
+        assert main(["compare", a, b, *gates, *allowed]) == status
+    assert capsys.readouterr().out.endswith(
+        "\nundecided (allowed): memory_gradients>0: it is unknown in the first and the second\n"
+        "passed: memory_peak>0: 512 B → 512 B (0 B, +0 %)\n"
+    )
+
+
+def test_a_gate_fails_though_the_reader_has_enough(stored: tuple[str, str]) -> None:
+    a, b = stored
+    command = f"{sys.executable} -m summarycb compare {a} {b} --fail-on 'params>10'"
+    piped = f"{command} | (exec <&-; true); exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_is_shown_of_a_comparison(stored: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    from summarycb.compared import Shown, view
+    from summarycb.render.terminal import to_text
+
+    comparison = summarycb.compare(*stored)
+    options = ["--sort", "params", "--depth", "0", "--only", "replaced", "--only", "f*", "--rows", "1"]
+    assert main(["compare", *stored, *options]) == 0
+    shown = Shown(depth=0, sort="params", only=("replaced", "f*"), most=1)
+    assert capsys.readouterr().out == to_text(view(comparison, shown)) + "\n"
+    assert main(["compare", *stored, "--per", "sample"]) == 0
+    assert capsys.readouterr().out == summarycb.compare(*stored, per="sample").to_text() + "\n"
+    assert main(["compare", *stored, "--format", "json", "--depth", "1"]) == 2
+    assert main(["compare", stored[0]]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "summarycb: --sort, --depth, --only, --rows are not for the format json, which has all rows",
+        f"summarycb: compare needs two summaries, and {stored[0]!r} is one: {stored[0]}",
+    ]

@@ -26,6 +26,7 @@ from torch import nn
 
 import summarycb
 import summarycb_mlflow
+from summarycb.cli import main
 from summarycb.errors import SummaryError
 from summarycb.report import Report
 from summarycb.tree import ModelSummary
@@ -391,3 +392,19 @@ def test_artifacts_that_cannot_be_written(client: Calls, tmp_path: Path, summary
     data = client.get_run(run_id).data
     assert data.metrics["model_summary/total_params"] == summary.total_params
     assert "mlflow.loggedArtifacts" not in data.tags
+
+
+@pytest.mark.parametrize("reference", ["mlflow:nope", "mlflow:experiments/nope"])
+def test_a_reference_where_there_is_no_database_makes_none(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow's default, a file in the working directory, and one that is named: each is said not to be there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for uri in (f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///other.db?timeout=1"):
+        if "other" in uri:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert main(["compare", reference, reference]) == 2
+        why = f"there is no MLflow at {uri}; set MLFLOW_TRACKING_URI to where its runs are"
+        assert capsys.readouterr() == ("", f"summarycb: {reference!r}: {why}\n")
+        assert not list(tmp_path.iterdir())

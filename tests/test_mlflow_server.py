@@ -6,6 +6,7 @@ What becomes of us when it dies is in ``test_tracker_faults.py``.
 from __future__ import annotations
 
 import importlib
+import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from torch import nn
 
 import summarycb
+import summarycb_mlflow
+from summarycb.cli import main
 from summarycb.errors import SummaryError
 from summarycb.report import Report
 from summarycb.trackers import resolve
@@ -102,6 +105,99 @@ def test_runs_that_are_not_there(alive: Server, summary: ModelSummary) -> None:
     for run_id, reason in ((deleted, "must be in the 'active' state"), (missing, "not found")):
         with pytest.raises(SummaryError, match=f"^MLflow run '{run_id}' at {alive.uri}: .*{reason}"):
             MLflowTracker(run_id, client).write(Report(summary), step=0)
+
+
+@pytest.fixture
+def here(alive: Server, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """The server is the one that references are of."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", alive.uri)
+    return MlflowClient(alive.uri)
+
+
+def refused(reference: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said where there is nothing to list or to compare: the same, and nothing else."""
+    said = []
+    for command in ("runs", "compare"):
+        assert main([command, reference]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        said.append(err)
+    assert said[0] == said[1]
+    return said[0]
+
+
+@pytest.mark.parametrize("name", ["gpt", "team a/gpt 2", "experiments/100 %? 'it' #1"])
+def test_all_runs_of_an_experiment(
+    here: MlflowClient,
+    summary: ModelSummary,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Five with a summary, by when they began and not when they were written, in three pages; one without, one deleted,
+    and one of another experiment are none of them."""
+    monkeypatch.setattr(summarycb_mlflow, "PAGE", 2)
+    began = [3_000, 1_767_225_600_123, 1_000, 5_000, 4_000]  # 2026-01-01, 123 ms
+    at = here.create_experiment(name)
+    ids = [here.create_run(at, start_time=t, run_name=f"run {t}").info.run_id for t in [*began, 9_000, 8_000]]
+    for run_id in [*ids[:5], ids[6], here.create_run("0").info.run_id]:
+        MLflowTracker(run_id, here).write(Report(summary), step=0)
+    here.delete_run(ids[6])
+    newest_first = [f"mlflow:{ids[place]}" for place in (1, 3, 4, 0, 2)]
+    reference = f"mlflow:experiments/{name}"
+
+    assert main(["runs", reference, "--format", "json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [one["reference"] for one in records] == newest_first
+    figures = {
+        "params": 320 + 12 * 296 + 432 + 360,  # as in test_the_pages, of twelve blocks
+        "forward_macs": summary.forward_macs,
+        "step_flops": summary.step_flops,
+        "saved_activations": summary.memory.saved_activations,
+        "memory_peak": summary.memory.peak,
+    }
+    assert records[0] == {
+        "reference": newest_first[0],
+        "name": "run 1767225600123",
+        "created": "2026-01-01T00:00:00.123000+00:00",
+        "model": "Residual",
+        **figures,
+        "error": None,
+    }
+    assert [one["created"] for one in records[1:]] == [f"1970-01-01T00:00:0{s}+00:00" for s in (5, 4, 3, 1)]
+    assert main(["compare", reference, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    pairs = [told, *told.pop("others")]
+    assert [(pair["a"], pair["b"]) for pair in pairs] == [(newest_first[0], other) for other in newest_first[1:]]
+    assert [pair["rows"] for pair in pairs] == [[]] * 4
+
+
+def test_experiments_with_nothing_to_compare(
+    alive: Server, here: MlflowClient, summary: ModelSummary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is not there, has no name, no runs, none with a summary, or is deleted, or has one summary alone."""
+    one, bare, gone = (here.create_experiment(name) for name in ("one", "bare", "gone"))
+    here.create_experiment("empty")
+    here.create_run(bare)
+    run_id, deleted = (here.create_run(at).info.run_id for at in (one, gone))
+    for run in (run_id, deleted):
+        MLflowTracker(run, here).write(Report(summary), step=0)
+    here.delete_experiment(gone)
+    for name in ("empty", "bare", "gone"):
+        assert refused(f"mlflow:experiments/{name}", capsys) == (
+            f"summarycb: no summaries were found at 'mlflow:experiments/{name}'\n"
+        )
+    assert refused("mlflow:experiments/none", capsys) == (
+        f"summarycb: MLflow experiment 'none' at {alive.uri}: RESOURCE_DOES_NOT_EXIST: "
+        "Could not find experiment with name 'none'\n"
+    )
+    assert refused("mlflow:experiments/", capsys) == (
+        "summarycb: 'mlflow:experiments/' names no experiment; give 'mlflow:experiments/<name>'\n"
+    )
+    assert main(["compare", "mlflow:experiments/one"]) == 2
+    assert capsys.readouterr().err == (
+        f"summarycb: compare needs two summaries, and 'mlflow:experiments/one' is one: mlflow:{run_id}\n"
+    )
 
 
 def train(model: nn.Module, batch: torch.Tensor, tracker: object) -> Watch:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -158,6 +159,58 @@ class KeepsTheFirst(Keeps):
             super().write(report, step=step)
 
 
+class Finds(Keeps):
+    @classmethod
+    def find(cls, reference: str) -> Any:
+        return [reference]
+
+    def created(self) -> datetime | None:
+        return datetime(2026, 11, 22, tzinfo=UTC)
+
+    def run_name(self) -> Any:
+        return "a run"
+
+
+class FindFails(Finds):
+    @classmethod
+    def find(cls, reference: str) -> Any:
+        raise KeyError("runs")
+
+
+class FindsText(Finds):
+    @classmethod
+    def find(cls, reference: str) -> Any:
+        return reference
+
+
+class FindsFolders(Finds):
+    @classmethod
+    def find(cls, reference: str) -> Any:
+        return [Path(reference)]
+
+
+class FindsWhatHoldsNothing(Finds):
+    @classmethod
+    def find(cls, reference: str) -> Any:
+        return [reference, "keeps:HERE/none"]
+
+
+class FindsNone(Finds):
+    @classmethod
+    def find(cls, reference: str) -> Any:
+        return []
+
+
+class SaysNoTimeZone(Finds):
+    def created(self) -> datetime | None:
+        return datetime(2026, 11, 22)
+
+
+class SaysNoName(Finds):
+    def run_name(self) -> Any:
+        return 1
+
+
 class RefusesTwice(Keeps):
     def write(self, report: Report, *, step: int) -> None:
         if self.where.exists():
@@ -203,6 +256,7 @@ class NeverReadsElsewhere(Keeps):
 
 
 ELSEWHERE = "a fresh process, which imports the class by its name, reads the newest summary; it raised "
+FOUND = "find, if it is there, gives of a reference to one summary that alone"
 PROMISES: dict[type[Any], str] = {
     dict: "it has wrap, open, write and read",
     RecordingTracker: "wrap takes bytes",
@@ -236,6 +290,14 @@ PROMISES: dict[type[Any], str] = {
     "'ascii' codec can't encode characters in position 2-3: ordinal not in range(128)",
     TakesLittle: "write takes 20 modules, in a thread of its own; it raised ValueError: too large",
     Prints: "nothing is printed",
+    FindFails: f"{FOUND}; it raised FindFails could not be asked what is at 'keeps:HERE': KeyError: 'runs'",
+    FindsText: f"{FOUND}; it raised find of FindsText must give a list of references, not 'keeps:HERE'",
+    FindsFolders: f"{FOUND}; it raised find of FindsFolders must give a list of references, "
+    "not [PosixPath('keeps:HERE')]",
+    FindsWhatHoldsNothing: f"{FOUND}; it raised HERE/none: No such file or directory",
+    FindsNone: FOUND,
+    SaysNoTimeZone: "created, if it is there, gives a datetime with its time zone, or None",
+    SaysNoName: "run_name, if it is there, gives a str, or None",
     ForgetsItsReference: f"{ELSEWHERE}ChildProcessError: summarycb.errors.SummaryError: .: not a regular file",
     NeverReadsElsewhere: f"{ELSEWHERE}TimeoutExpired: ",
 }
@@ -255,8 +317,9 @@ def check(tracker: type[Any], here: Path) -> None:
     check_tracker(tracker, str(here).encode(), f"keeps:{here}", modules=20, timeout=timeout)
 
 
-def test_a_tracker_that_keeps_the_contract_passes(here: Path) -> None:
-    check(Keeps, here)
+@pytest.mark.parametrize("kept", [Keeps, Finds])
+def test_a_tracker_that_keeps_the_contract_passes(kept: type[Any], here: Path) -> None:
+    check(kept, here)
 
 
 @pytest.mark.parametrize("broken", PROMISES, ids=lambda one: one.__name__)

@@ -21,9 +21,9 @@ from summarycb.testing import _summary
 from summarycb.trackers import resolve
 from summarycb_wandb import WandbTracker
 from summarycb_wandb.contents import architecture, module_key
+from tests.browsing import Browser
 from tests.chromium import needs_chromium
 from tests.pages import residual
-from tests.test_html_browser import Browser, browser, driver  # noqa: F401
 from tests.test_trackers import METRICS, SUMMARY, report, wandb, write  # noqa: F401
 
 LINES = {

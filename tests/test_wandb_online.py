@@ -18,6 +18,7 @@ import torch
 
 from summarycb.cli import main
 from summarycb.errors import SummaryError, SummaryWarning
+from summarycb.references import expand
 from summarycb.report import Report
 from summarycb.serialize import load
 from summarycb_wandb import WandbTracker
@@ -143,6 +144,54 @@ def test_a_run_that_cannot_be_opened_is_named(server: WandbServer, wandb: Any, m
     with pytest.raises(SummaryError, match=r"^the W&B run 'team/project/old' cannot be opened: .*API key"):
         write(OLD)
     assert main(["push", str(saved), OLD]) == 2
+
+
+def test_all_runs_of_a_project(server: WandbServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four with a summary, the newest first, in three pages; one that has other figures alone is none of them."""
+    report = Report(SUMMARY)
+    for run_id, day in {"may": "2026-05-01", "july": "2026-07-01", "june": "2026-06-01"}.items():
+        server.others[run_id] = (f"{day}T10:00:00Z", {**report.metrics, "loss": 1.0}, report.json.encode())
+    server.others["without"] = ("2026-08-01T10:00:00Z", {"loss": 1.0}, b"")
+    write(OLD)
+    project = "wandb:team/project"
+    newest_first = [f"{project}/{run_id}" for run_id in ("july", "june", "may", "old")]
+
+    assert main(["runs", project, "--format", "json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [(one["reference"], one["params"], one["error"]) for one in records] == [
+        (one, METRICS["model_summary/total_params"], None) for one in newest_first
+    ]
+    assert [one["name"] for one in records] == ["july-1", "june-1", "may-1", "old-1"]
+    assert [one["created"] for one in records] == [
+        *(f"2026-{month}-01T10:00:00+00:00" for month in ("07", "06", "05")),
+        "2026-01-01T00:00:00+00:00",
+    ]
+    assert main(["compare", project, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    pairs = [told, *told.pop("others")]
+    assert [(pair["a"], pair["b"]) for pair in pairs] == [(newest_first[0], other) for other in newest_first[1:]]
+    assert main(["runs", f"{project}/june", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [records[1]]
+
+
+def test_projects_with_nothing_to_list(server: WandbServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """One whose only run has no summary, and one that is not there."""
+    said = {
+        "wandb:team/project": "no summaries were found at 'wandb:team/project'",
+        "wandb:team/none": "no folder, and no W&B project, 'team/none': Could not find project none",
+    }
+    for reference, message in said.items():
+        for command in ("runs", "compare"):
+            assert main([command, reference]) == 2
+            assert capsys.readouterr() == ("", f"summarycb: {message}\n")
+
+
+@pytest.mark.slow
+def test_a_project_on_a_server_that_does_not_answer_is_named_in_bounded_time(nobody: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(SummaryError, match=f"^no folder, and no W&B project, 'team/project': .*{nobody}"):
+        expand("wandb:team/project")
+    assert time.monotonic() - begin < 60
 
 
 @pytest.mark.slow

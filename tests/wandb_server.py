@@ -20,7 +20,10 @@ LAST_PAGE = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
 
 
 class WandbServer(ThreadingHTTPServer):
-    """``team/project/old`` is a run that has ended, with a learning rate and a loss after three steps."""
+    """``team/project/old`` is a run that has ended, with a learning rate and a loss after three steps.
+
+    ``others`` are more runs, which can only be read: when each was made, its summary's figures, and its file.
+    """
 
     daemon_threads = True
 
@@ -30,6 +33,7 @@ class WandbServer(ThreadingHTTPServer):
         self.config: dict[str, Any] = {"lr": 0.1}
         self.summary: dict[str, Any] = {"loss": 0.5}
         self.files: dict[str, bytes] = {}
+        self.others: dict[str, tuple[str, dict[str, Any], bytes]] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.artifact_file: bytes | None = None
         self.state = "finished"
@@ -40,7 +44,7 @@ class WandbServer(ThreadingHTTPServer):
     def answer(self, query: str, given: dict[str, Any]) -> Any:
         """What the query of each name is answered; others, which the SDK can do without, get nothing."""
         name = re.findall(r"(?:query|mutation) (\w+)", query)[0]
-        run = self._run() if given.get("name") == "old" else None
+        run = self._run(given["name"]) if given.get("name") in ("old", *self.others) else None
         match name:
             case "Viewer" | "GetDefaultEntity":
                 return {
@@ -50,6 +54,10 @@ class WandbServer(ThreadingHTTPServer):
                 return {"serverInfo": {"features": []}}
             case "Run":
                 return {"project": {"run": run}}
+            case "Runs":
+                if (given["entity"], given["project"]) != ("team", "project"):
+                    return {"project": None}
+                return {"project": {"runCount": 1 + len(self.others), "runs": self._page(given)}}
             case "RunResumeStatus":
                 return {"model": {**PROJECT, "bucket": run}}
             case "UpsertBucket":
@@ -60,8 +68,11 @@ class WandbServer(ThreadingHTTPServer):
                 files = [{"name": file, "uploadUrl": f"{self.url}/{file}"} for file in given["files"]]
                 return {"createRunFiles": {"runID": "old", "uploadHeaders": [], "files": files}}
             case "RunFiles":
+                stored = {JSON: self.others[given["name"]][2]} if given["name"] in self.others else self.files
                 edges = [
-                    {"node": self._file(file), "cursor": file} for file in given["fileNames"] if file in self.files
+                    {"node": self._file(given["name"], file, len(stored[file])), "cursor": file}
+                    for file in given["fileNames"]
+                    if file in stored
                 ]
                 return {"project": {"run": {"fileCount": 1, "files": {"edges": edges, "pageInfo": LAST_PAGE}}}}
             case "ArtifactType":
@@ -82,16 +93,26 @@ class WandbServer(ThreadingHTTPServer):
                 return {"project": {"artifactCollection": collection}}
         return {}
 
-    def _run(self) -> dict[str, Any]:
+    def _page(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Two runs after the cursor, in the order that is asked for."""
+        assert given["order"] in ("+created_at", "-created_at")
+        runs = [self._run(name) for name in ("old", *self.others)]
+        runs.sort(key=lambda run: run["createdAt"], reverse=given["order"][0] == "-")
+        begin = int(given.get("cursor") or 0)
+        edges = [{"node": run, "cursor": str(begin + at)} for at, run in enumerate(runs[begin : begin + 2], start=1)]
+        return {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": begin + 2 < len(runs)}}
+
+    def _run(self, name: str = "old") -> dict[str, Any]:
+        created, figures, _ = self.others.get(name, (DAY, self.summary, b""))
         config = {key: {"value": value} for key, value in self.config.items()}
         return {
             "id": "UnVuOjE=",
-            "name": "old",
-            "displayName": "old-1",
+            "name": name,
+            "displayName": f"{name}-1",
             "state": self.state,
             "project": PROJECT,
             "config": json.dumps(config),
-            "summaryMetrics": json.dumps(self.summary),
+            "summaryMetrics": json.dumps(figures),
             "systemMetrics": "{}",
             "historyLineCount": 3,
             "historyTail": '["{\\"_step\\": 2}"]',
@@ -107,16 +128,15 @@ class WandbServer(ThreadingHTTPServer):
             "jobType": None,
             "commit": None,
             "readOnly": False,
-            "createdAt": DAY,
+            "createdAt": created,
             "heartbeatAt": DAY,
             "description": None,
             "sweepName": None,
             "user": {"name": "me", "username": "me"},
         }
 
-    def _file(self, name: str) -> dict[str, Any]:
-        url = f"{self.url}/{name}"
-        size = len(self.files[name])
+    def _file(self, run: str, name: str, size: int) -> dict[str, Any]:
+        url = f"{self.url}/{run}/{name}" if run in self.others else f"{self.url}/{name}"
         return {"id": "1", "name": name, "url": url, "directUrl": url, "sizeBytes": size, "updatedAt": DAY, "md5": ""}
 
     def _membership(self, name: str) -> dict[str, Any] | None:
@@ -158,7 +178,8 @@ class WandbServer(ThreadingHTTPServer):
     def fetch(self, path: str) -> bytes | None:
         """The content of a URL that was given before."""
         if path not in ("manifest", "artifact"):
-            return self.files.get(path)
+            run, _, name = path.partition("/")
+            return self.others[run][2] if name == JSON and run in self.others else self.files.get(path)
         stored = self.artifact_file or b""
         if path == "artifact":
             return stored

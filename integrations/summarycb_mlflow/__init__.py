@@ -12,6 +12,8 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -31,8 +33,14 @@ if TYPE_CHECKING:
 
 # at the root of the artifacts: the Compare page shows there alone what runs have in common
 JSON, HTML, TEXT, TABLE = f"{PREFIX}.json", f"{PREFIX}.html", f"{PREFIX}.txt", f"{PREFIX}_table.json"
+COMPARISON = f"{PREFIX}_comparison.md"
+BASELINE = f"{PREFIX}/baseline"
 TABLE_TAG, TABLES_TAG = f"{PREFIX}/table", "mlflow.loggedArtifacts"
 MOST_ROWS = 1_000  # MLflow's page makes all at once: measured as 12 s and 0.5 GB, and 4,000 end its tab
+EXPERIMENTS = "experiments/"
+WITH_SUMMARY = f"tags.`{PREFIX}/structure` != ''"
+PAGE = 1_000
+"""So many runs are asked for at once."""
 MOST_TAG = 8_000  # characters, after which MLflow cuts
 
 
@@ -60,12 +68,50 @@ class MLflowTracker:
     @classmethod
     def open(cls, reference: str) -> Self:
         """``mlflow:<run_id>`` at the current tracking URI, or the run that is active in this thread."""
-        if run_id := reference.partition(":")[2]:
-            return cls(run_id)
+        run_id = reference.partition(":")[2]
+        if run_id.startswith(EXPERIMENTS):
+            raise SummaryError(f"{reference!r} stands for several runs; give one of them, 'mlflow:<run_id>'")
+        if run_id:
+            return cls(run_id, _client(reference))
         active = _mlflow().active_run()  # before a client is made, which makes a database where there is none
         if active is None:
             raise SummaryError(f"{reference!r}: no MLflow run is active in this process; give 'mlflow:<run_id>'")
         return cls(active.info.run_id)
+
+    @classmethod
+    def find(cls, reference: str) -> list[str]:
+        """Of ``mlflow:experiments/<name>`` the runs that have a summary, newest first."""
+        scheme, _, where = reference.partition(":")
+        if not where.startswith(EXPERIMENTS):
+            return [reference]
+        if where == EXPERIMENTS:
+            raise SummaryError(f"{reference!r} names no experiment; give '{reference}<name>'")
+        client = _client(reference)
+        uri: str = client.tracking_uri
+        store: Any = Server(uri) if uri.startswith(HTTP) else client
+        name, found, token = where.removeprefix(EXPERIMENTS), [], None
+        newest = ["attributes.start_time DESC"]
+        with named(name, uri, kind="experiment"):
+            experiment = store.get_experiment_by_name(name)
+            if experiment is None:
+                raise SummaryError("there is none of this name")
+            ids = [experiment.experiment_id]
+            while True:
+                page = store.search_runs(ids, WITH_SUMMARY, max_results=PAGE, order_by=newest, page_token=token)
+                found += [f"{scheme}:{run.info.run_id}" for run in page]
+                if not (token := page.token):
+                    return found
+
+    def run_name(self) -> str | None:
+        """As it was given, or as MLflow has made it up."""
+        with named(self._run_id, self._uri):
+            return self._run().info.run_name or None
+
+    def created(self) -> datetime | None:
+        """When the run began."""
+        with named(self._run_id, self._uri):
+            began = self._run().info.start_time
+        return datetime.fromtimestamp(began // 1000, UTC) + timedelta(milliseconds=began % 1000) if began else None
 
     def write(self, report: Report, *, step: int) -> None:
         """Totals at ``step``, tags and artifacts; of a second report what is new takes the place of what was there."""
@@ -90,6 +136,8 @@ class MLflowTracker:
             files.put(HTML, report.html)
             files.put(TEXT, report.text)
             files.put(TABLE, _table(rows))
+            if report.comparison is not None or BASELINE in run.data.tags:
+                files.put(COMPARISON, report.compared)
             tables = _with_ours(self._run().data.tags.get(TABLES_TAG, "[]"))  # the user may have logged one meanwhile
             if tables is not None:
                 self._store.set_tag(self._run_id, TABLES_TAG, tables)
@@ -108,7 +156,7 @@ class MLflowTracker:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             elsewhere = "of another server or file, give summarycb_mlflow.MLflowTracker(run_id, MlflowClient(uri))"
-            raise SummaryError(f"{error}; {elsewhere}") from None
+            raise SummaryError(f"{error}; {elsewhere}, or as a summary what its read() gives") from None
 
     def _points(self, stored: Mapping[str, float], report: Report, step: int) -> list[Metric]:
         """The totals that are new. A metric cannot be taken back: what is unknown now is NaN."""
@@ -153,6 +201,16 @@ def _nearest(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
     """As many as MLflow can show, those nearest to the root, in the order of the model."""
     nearest = sorted(range(len(rows)), key=lambda at: cast(int, rows[at]["depth"]))[:MOST_ROWS]
     return [rows[at] for at in sorted(nearest)]
+
+
+def _client(reference: str) -> MlflowClient:
+    """Of the current tracking URI; a client would make its database where there is none, as for a mistyped name."""
+    mlflow = _mlflow()
+    uri: str = mlflow.get_tracking_uri()
+    database = re.match("sqlite:///(?!:memory:|file:)([^?]+)", uri)
+    if database and not Path(database[1]).exists():
+        raise SummaryError(f"{reference!r}: there is no MLflow at {uri}; set MLFLOW_TRACKING_URI to where its runs are")
+    return cast("MlflowClient", mlflow.MlflowClient())
 
 
 def _mlflow() -> ModuleType:

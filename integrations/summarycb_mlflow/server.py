@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from summarycb.errors import SummaryError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run, RunTag
+    from mlflow.entities import Experiment, Metric, Run, RunTag
+    from mlflow.store.entities import PagedList
     from requests import Response
 
 HTTP = ("http://", "https://")
@@ -35,17 +36,26 @@ class Server:
 
     def get_run(self, run_id: str) -> Run:
         """With its totals and tags."""
-        from mlflow.entities import Run, RunData, RunInfo, RunTag
+        return _run(run_id, self._ask("GET", "runs/get", params={"run_id": run_id})["run"])
 
-        run = self._ask("GET", "runs/get", params={"run_id": run_id})["run"]
-        info, data = run["info"], run["data"]
-        said: dict[str, Any] = {
-            name: info[name] for name in ("experiment_id", "status", "lifecycle_stage", "artifact_uri")
-        }
-        unasked: dict[str, Any] = {"user_id": "", "start_time": 0, "end_time": None}
-        tags = [RunTag(tag["key"], tag["value"]) for tag in data.get("tags", [])]
-        metrics = [_point(one) for one in data.get("metrics", [])]
-        return Run(RunInfo(run_id=run_id, **said, **unasked), RunData(metrics=metrics, tags=tags))
+    def get_experiment_by_name(self, name: str) -> Experiment:
+        """Without more than its id."""
+        from mlflow.entities import Experiment
+
+        found = self._ask("GET", "experiments/get-by-name", params={"experiment_name": name})["experiment"]
+        return Experiment(found["experiment_id"], name, "", "active")
+
+    def search_runs(
+        self, ids: list[str], filter_string: str, *, max_results: int, order_by: list[str], page_token: str | None
+    ) -> PagedList[Run]:
+        """One page of runs."""
+        from mlflow.store.entities import PagedList
+
+        asked = {"experiment_ids": ids, "filter": filter_string, "order_by": order_by, "max_results": max_results}
+        answer = self._ask("POST", "runs/search", json=asked | ({"page_token": page_token} if page_token else {}))
+        return PagedList(
+            [_run(one["info"]["run_id"], one) for one in answer.get("runs", [])], answer.get("next_page_token")
+        )
 
     def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
         """All points of a metric."""
@@ -72,6 +82,18 @@ class Server:
             return cast("dict[str, Any]", answer.json())
         except ValueError:
             raise SummaryError(f"no MLflow server answers at {answer.url}") from None
+
+
+def _run(run_id: str, run: dict[str, Any]) -> Run:
+    from mlflow.entities import Run, RunData, RunInfo, RunTag
+
+    info, data = run["info"], run["data"]
+    said: dict[str, Any] = {name: info[name] for name in ("experiment_id", "status", "lifecycle_stage", "artifact_uri")}
+    said["run_name"] = info.get("run_name")
+    times: dict[str, Any] = {"start_time": int(info.get("start_time", 0)), "end_time": None}
+    tags = [RunTag(tag["key"], tag["value"]) for tag in data.get("tags", [])]
+    metrics = [_point(one) for one in data.get("metrics", [])]
+    return Run(RunInfo(run_id=run_id, user_id="", **said, **times), RunData(metrics=metrics, tags=tags))
 
 
 def _figure(metric: Metric) -> float | str:
@@ -134,13 +156,13 @@ def request(host: str, endpoint: str, method: str, **options: Any) -> Response:
 
 
 @contextmanager
-def named(run_id: str, uri: str, what: str = "") -> Iterator[None]:
-    """Errors say which run it was and where, without a user and password."""
+def named(name: str, uri: str, what: str = "", kind: str = "run") -> Iterator[None]:
+    """Errors say which run, or what else, it was and where, without a user and password."""
     outer = sys.exception()  # what the caller is handling has nothing to do with it
     try:
         yield
     except Exception as error:
-        where = f"MLflow run {run_id!r} at {_public(uri)}"
+        where = f"MLflow {kind} {name!r} at {_public(uri)}"
         raise SummaryError(f"{what}{where}: {_public(str(_first_reason(error, outer)))}") from error
 
 

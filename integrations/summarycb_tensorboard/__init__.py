@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ from summarycb.trackers import LIGHTNING, is_kind
 from summarycb.tree import ModelSummary
 
 TAG = f"{PREFIX}/json"
+_NAME = "events.out.tfevents.0"
 
 
 class TensorBoardTracker:
@@ -54,6 +56,28 @@ class TensorBoardTracker:
             raise SummaryError(f"{reference!r} names no run: give a SummaryWriter, or 'tensorboard:<logdir>'")
         return cls(logdir, make=True)
 
+    @classmethod
+    def find(cls, reference: str) -> list[str]:
+        """Of a folder of runs those that have a summary, newest first."""
+        scheme, _, logdir = reference.partition(":")
+        found = {path.parent: path.name for path in sorted(Path(logdir).rglob(f"{_NAME}*"), key=lambda p: p.name)}
+        newest = sorted(found, key=lambda folder: found[folder], reverse=True)
+        return [f"{scheme}:{folder}" for folder in newest] or [reference]
+
+    def run_name(self) -> str:
+        """Its folder's."""
+        return os.path.basename(self._logdir.rstrip("/"))
+
+    def created(self) -> datetime | None:
+        """When the oldest of the event files was begun, as their names say; None in another file system."""
+        stamps = [path.name.split(".")[3] for path in Path(self._logdir).glob("events.out.tfevents.*")]
+        # writers' are in seconds, those of the files that are written here in nanoseconds
+        began = [int(f"{stamp:0<19}" if len(stamp) == 10 else stamp) for stamp in stamps if stamp.isdecimal()]
+        if not began:
+            return None
+        seconds, rest = divmod(min(began), 10**9)
+        return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=rest // 1000)
+
     def write(self, report: Report, *, step: int) -> None:
         """All of it at ``step``, whole or not at all; an earlier report of the same architecture goes.
 
@@ -65,7 +89,7 @@ class TensorBoardTracker:
             from summarycb_tensorboard.events import event_file
         except ModuleNotFoundError:
             raise missing("tensorboard", "tensorboard") from None
-        name = f"events.out.tfevents.0{time.time_ns()}.{_suffix(report.identity[f'{PREFIX}/structure'])}"
+        name = f"{_NAME}{time.time_ns()}.{_suffix(report.identity[f'{PREFIX}/structure'])}"
         events = event_file(report, step)
         if _is_remote(self._logdir):  # TensorBoard's way to other file systems, which knows no removing
             with _gfile().GFile(f"{self._logdir}/{name}", "wb") as file:
@@ -88,7 +112,7 @@ class TensorBoardTracker:
 
     def _files(self, structure: str = "*") -> list[Path]:
         """Those that were written here, oldest first."""
-        return sorted(Path(self._logdir).glob(f"events.out.tfevents.0*.{_suffix(structure)}"))
+        return sorted(Path(self._logdir).glob(f"{_NAME}*.{_suffix(structure)}"))
 
     def read(self) -> ModelSummary:
         """The summary of the newest event."""

@@ -35,6 +35,8 @@ def _values(report: Report) -> Iterator[Summary.Value]:
         yield Summary.Value(tag=name, simple_value=total)
     yield _text(JSON, PLUGIN, report.json.encode())
     yield _text(f"{PREFIX}/text/text_summary", TEXT, f"```\n{report.text}\n```".encode())
+    if report.comparison is not None:
+        yield _text(f"{PREFIX}/comparison/text_summary", TEXT, report.comparison.to_markdown().encode())
     model, structure = escaped(report.summary.root.type_name), report.identity[f"{PREFIX}/structure"]
     for phase, found in graphs(report.summary):
         tag = f"{PREFIX}/{model}/{phase}.{structure[:8]}"  # of two models of one class the Graphs page has both

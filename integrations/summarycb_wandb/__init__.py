@@ -6,15 +6,16 @@ Imports wandb only when it is used.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from summarycb import serialize
 from summarycb.errors import SummaryError
 from summarycb.report import Report
 from summarycb.trackers import LIGHTNING, is_kind
 from summarycb.tree import ModelSummary
-from summarycb_wandb import server
+from summarycb_wandb import offline, server
 from summarycb_wandb.contents import JSON, fill
 
 if TYPE_CHECKING:
@@ -57,6 +58,37 @@ class WandbTracker:
             raise SummaryError(f"{reference!r}: no W&B run is active in this process; call wandb.init() first")
         return cls(run)
 
+    @classmethod
+    def find(cls, reference: str) -> list[str]:
+        """Of a folder of runs, or ``wandb:<entity>/<project>``, those that have a summary, newest first."""
+        scheme, _, where = reference.partition(":")
+        folder = Path(where)
+        if re.fullmatch("[^/]+/[^/]+", where) and not _has_files(folder):
+            return [f"{scheme}:{where}/{run_id}" for run_id in server.runs(where)]
+        files = [file for runs in (folder, folder / "wandb") for file in runs.glob(f"*run-*/files/{JSON}")]
+        of_run = [file for file in files if file.parent.parent.name != "latest-run"] if where else []
+        newest = sorted(of_run, key=_began, reverse=True)
+        return [f"{scheme}:{file.parent.parent}" for file in newest] or [reference]
+
+    def run_name(self) -> str | None:
+        """As it was first given, or as W&B's server has made it up; None where its folder does not say."""
+        if self._run is None and self._on_server:
+            name: str = server.run(self._where).name
+        else:
+            name = self._logged.display_name if self._logged else ""
+        return name or None
+
+    def created(self) -> datetime | None:
+        """When the run began; None where its folder does not say, or W&B's package, which reads it, is not here."""
+        if self._run is None and self._on_server:
+            return datetime.fromisoformat(server.run(self._where).created_at)
+        return self._logged.start_time.ToDatetime(UTC) if self._logged else None
+
+    @property
+    def _logged(self) -> Any:
+        folder = Path(self._where)
+        return offline.run(folder.parent if folder.name == "files" else folder)
+
     @property
     def writable(self) -> bool:
         """Whether it is a run; the folder of one can only be read."""
@@ -90,5 +122,15 @@ class WandbTracker:
         parts = self._where.split("/")
         if len(parts) != 3 or any(map(_OF_FOLDERS.fullmatch, parts)):
             return False
-        # wandb.Api leaves an empty folder with the name of the run where WANDB_DIR says
-        return not any(Path(self._where).glob("*"))
+        return not _has_files(Path(self._where))
+
+
+def _has_files(folder: Path) -> bool:
+    # wandb.Api leaves an empty folder with the name of each run, <entity>/<project>/<run>, where WANDB_DIR says
+    return any(not path.is_dir() for path in folder.rglob("*"))
+
+
+def _began(summary: Path) -> tuple[str, int]:
+    """By offline-run-<time>-<id>, or run-<time>-<id> where there was a server; in one second by what was written."""
+    day, _, rest = summary.parent.parent.name.removeprefix("offline-").removeprefix("run-").partition("_")
+    return f"{day}_{rest.partition('-')[0]}", summary.stat().st_mtime_ns

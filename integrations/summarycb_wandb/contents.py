@@ -15,12 +15,12 @@ from summarycb.trackers import writing
 if TYPE_CHECKING:
     import wandb
 
-JSON, TEXT = f"{PREFIX}.json", f"{PREFIX}.txt"
+JSON, TEXT, COMPARISON = f"{PREFIX}.json", f"{PREFIX}.txt", f"{PREFIX}_comparison.md"
 ARTIFACT = "model-summary"
 """The artifact's type; its name has the run's id in it."""
 MOST_MODULES = 1_000
 """So many modules, the first ones, are in the config: W&B asks for less than 10,000 keys in all runs of a project."""
-_KEYS = {*IDENTITY, "modules", "modules_left_out"}
+_KEYS = {*IDENTITY, "baseline", "modules", "modules_left_out"}
 _MOST_KEY = 250
 
 
@@ -49,7 +49,10 @@ def _fill(run: wandb.Run, report: Report, config: bool) -> None:
             users = {key: value for key, value in there.items() if key not in _KEYS}
             run.config.update({PREFIX: None}, allow_val_change=True)  # wandb merges: modules that are gone would stay
             run.config.update({PREFIX: {**users, **architecture(report)}}, allow_val_change=True)
-    for name, content in ((JSON, report.json), (TEXT, report.text)):
+    files = {JSON: report.json, TEXT: report.text}
+    if report.comparison is not None or Path(run.dir, COMPARISON).exists():
+        files[COMPARISON] = report.compared
+    for name, content in files.items():
         path = Path(run.dir, name)
         path.write_text(content, encoding="utf-8")
         run.save(path, base_path=run.dir, policy="now")

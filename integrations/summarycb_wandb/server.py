@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from summarycb import serialize
 from summarycb.errors import SummaryError, missing
+from summarycb.report import PREFIX
 from summarycb.tree import ModelSummary
 from summarycb_wandb.contents import ARTIFACT, JSON, artifact_name
 
@@ -42,6 +43,20 @@ def download(where: str) -> ModelSummary:
         else:
             api.artifact(f"{project}/{artifact_name(run_id)}:latest", type=ARTIFACT).download(root=folder)
         return serialize.read(Path(folder, JSON))
+
+
+def runs(project: str) -> list[str]:
+    """The ids of the runs of ``<entity>/<project>`` that have a summary, newest first."""
+    wandb = library()
+    with _named(f"no folder, and no W&B project, {project!r}"):
+        found = wandb.Api(timeout=SECONDS).runs(project, order="-created_at", lazy=False, include_sweeps=False)
+        return [run.id for run in found if any(name.startswith(f"{PREFIX}/") for name in run.summary_metrics)]
+
+
+def run(where: str) -> Any:
+    """``<entity>/<project>/<run>``, as the public API has it."""
+    with _named(f"no W&B run {where!r}"):
+        return library().Api(timeout=SECONDS).run(where)
 
 
 @contextmanager
