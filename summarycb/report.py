@@ -21,6 +21,7 @@ from summarycb.view import Selection, select
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from summarycb.compare import Comparison
     from summarycb.render.exports import Cell
 
 PREFIX = "model_summary"
@@ -74,7 +75,7 @@ METRICS = (
 
 
 def _inputs(summary: ModelSummary) -> str | None:
-    inputs = summary.root.inputs
+    inputs = summary.entry.inputs
     return None if inputs is None else spec_text(inputs)
 
 
@@ -100,6 +101,8 @@ class Report:
 
     summary: ModelSummary
     selection: Selection = field(default_factory=Selection)
+    comparison: Comparison | None = None
+    """With the baseline that the run was given."""
 
     @cached_property
     def metrics(self) -> dict[str, int]:
@@ -112,11 +115,19 @@ class Report:
         """Which model this is and under what it ran, as short texts by full name; what is unknown is left out.
 
         ``model_summary/structure`` is equal for equal architectures: 16 hexadecimal digits of a SHA-256 over path,
-        type, settings, parameters and buffers of every module.
+        type, settings, parameters and buffers of every module. ``model_summary/baseline`` is that of the baseline.
         """
         facts = {name: of(self.summary) for name, of in IDENTITY.items()}
+        if self.comparison is not None:
+            facts["baseline"] = structure(self.comparison.a)
         texts = {f"{PREFIX}/{name}": clean(str(fact)) for name, fact in facts.items() if fact}
         return {name: _bounded(text, whole=text) for name, text in texts.items()}
+
+    @property
+    def compared(self) -> str:
+        """The comparison with the baseline, in Markdown, or that there is none: it takes the place of an older one."""
+        none = "The newest model summary was compared with no baseline.\n"
+        return none if self.comparison is None else self.comparison.to_markdown()
 
     @cached_property
     def leaves(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,11 +15,14 @@ import torch
 from torch import nn
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from summarycb.baseline import Baseline
 from summarycb.collect.calls import NO_TASK, graph_task, in_checkpoint
 from summarycb.collect.eager import around_compiling, not_compiled, run_eagerly
 from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
+from summarycb.collect.ranks import world
 from summarycb.deliver import deliver
+from summarycb.errors import GateError
 from summarycb.exits import at_exit
 from summarycb.observe import Observation, check_model, check_optimizers
 from summarycb.progress import call_alive
@@ -35,6 +39,8 @@ def watch(
     depth: int | None = 3,
     *,
     columns: Sequence[str] | None = None,
+    baseline: ModelSummary | str | Path | Baseline | None = None,
+    fail_on: Sequence[str] = (),
     verbose: bool = True,
     step: int = 0,
     timeout: float = 10.0,
@@ -58,14 +64,21 @@ def watch(
     function that is noticed as its first training step is compiled: the second is observed, and one graph is compiled
     again. Where that function has trained before, nothing is noticed. While a CUDA graph is captured nothing is done.
 
+    ``baseline`` is a summary, a file or a reference such as ``"mlflow:<run_id>"``: what changed from it is printed
+    after the summary, and written to the trackers. ``fail_on`` are gates, as in ``["params>+5%"]``: where one fails,
+    the first step raises :class:`summarycb.GateError` as it ends, on each rank, when the trackers have the summary.
+
     ``timeout`` bounds in seconds how long ``hook.flush()``, ``hook.close()`` and the interpreter's exit wait for the
     trackers, and rank zero for the other ranks: where several processes train together, each has to watch.
     ``framework``, ``strategy`` and ``world_size`` are for what knows them, as in :func:`summarycb.observe`.
 
-    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    Raises :class:`SummaryError` at once for a wrong argument, and with ``fail_on``, which each rank has to be given,
+    for a baseline that cannot be read. Of what fails later, only a gate reaches the training.
     """
     context: dict[str, Any] = {"framework": framework, "strategy": strategy, "world_size": world_size}
-    return Watch(model, optimizer, trackers, depth, columns, verbose, step, timeout, **context)
+    if not isinstance(baseline, Baseline):
+        baseline = Baseline(baseline, fail_on)
+    return Watch(model, optimizer, trackers, depth, columns, baseline, verbose, step, timeout, **context)
 
 
 class Watch:
@@ -80,6 +93,7 @@ class Watch:
         trackers: Sequence[object],
         depth: int | None,
         columns: Sequence[str] | None,
+        baseline: Baseline,
         verbose: bool,
         step: int,
         timeout: float,
@@ -90,6 +104,8 @@ class Watch:
         self._selection = Selection(depth, columns)
         self._verbose, self._step, self._context = verbose, step, context
         self._timeout = check_timeout(timeout)
+        self._baseline = baseline
+        self._baseline.read(rank_zero=_is_rank_zero(), alone=_is_alone(), timeout=self._timeout)
         self._publisher = Publisher(resolve(trackers), self._timeout)
         self._hook: weakref.ref[_FirstForward] | None = None
         self._disarm: Callable[[], None] | None = None
@@ -203,6 +219,8 @@ class Watch:
                 self._observation.note("compiled", "the first step ran as a compiled graph; this is the next, eager")
         except Exception as error:
             self._give_up(error)
+            if _is_rank_zero():
+                self._baseline.cannot_hold(error)
         return self._observation is not None
 
     def _ran_since(self, module: nn.Module) -> list[int]:
@@ -226,7 +244,9 @@ class Watch:
             return
         try:
             how: dict[str, Any] = {"step": self._step, "verbose": self._verbose, "rank_zero": _is_rank_zero()}
-            deliver(self.summary, self._selection, lambda: self._publisher, **how)
+            deliver(self.summary, self._selection, lambda: self._publisher, self._baseline, observation.agree, **how)
+        except GateError:
+            raise
         except Exception as fault:
             self._give_up(fault)
 
@@ -309,8 +329,15 @@ def _is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"  # torchrun has started this process, and no group is there yet
 
 
+def _is_alone() -> bool:
+    return world() is None and os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def _close(watch: weakref.ref[Watch]) -> None:
     """The interpreter ends; if by an error, ``sys.last_value`` has it."""
     if (alive := watch()) is not None:
-        alive._finish(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+        try:
+            alive._finish(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+        except GateError as error:  # there is no second step to be stopped
+            warn(str(error))
         alive.flush()

@@ -35,10 +35,11 @@ def watch(
 
     ``trackers="auto"`` is what ``accelerator.init_trackers`` has begun and a tracker is installed for. A list takes
     native runs and writers, references, and names: the accelerator's of that kind, else the run that is active.
-    ``settings`` are the rest of :func:`summarycb.watch`: ``columns``, ``verbose``, ``step``, ``timeout``. Call
-    ``hook.flush()`` before ``accelerator.end_training()``, which closes the runs.
+    ``settings`` are the rest of :func:`summarycb.watch`: ``columns``, ``baseline``, ``fail_on``, ``verbose``,
+    ``step``, ``timeout``. Call ``hook.flush()`` before ``accelerator.end_training()``, which closes the runs.
 
-    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    Raises :class:`SummaryError` at once for a wrong argument, and with ``fail_on``, which each rank has to be given,
+    where the baseline cannot be read as the training begins. Of what fails later, only a gate reaches the training.
     """
     if not is_kind(accelerator, "Accelerator", "accelerate"):
         raise SummaryError(f"accelerator must be an accelerate.Accelerator, not {type(accelerator).__name__}")

@@ -6,8 +6,10 @@ Imports neither ``lightning.fabric`` nor ``lightning_fabric``: callbacks of Fabr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from summarycb.baseline import Baseline
 from summarycb.trackers import check_targets, check_timeout, open_targets, warn
 from summarycb.tree import ModelSummary
 from summarycb.view import Selection
@@ -26,10 +28,12 @@ class ModelSummaryCallback:
 
     The arguments are those of :func:`summarycb.watch`, but for ``trackers="auto"``: Fabric's loggers that a tracker is
     installed for. A list takes native runs, writers and loggers, references, and names: Fabric's loggers of that kind,
-    else the run that is active. Every model that is set up is watched; a run keeps one summary, that of the last.
+    else the run that is active. Every model that is set up is watched, and compared with a ``baseline``; a
+    run keeps one summary, that of the last.
     ``setup_module`` calls no callback: ``fabric.call("on_after_setup", fabric=fabric, module=model)`` after it does.
 
-    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    Raises :class:`SummaryError` at once for a wrong argument, and with ``fail_on``, which each rank has to be given,
+    where the baseline cannot be read as the training begins. Of what fails later, only a gate reaches the training.
     """
 
     def __init__(
@@ -38,13 +42,17 @@ class ModelSummaryCallback:
         trackers: Sequence[object] | Literal["auto"] = "auto",
         *,
         columns: Sequence[str] | None = None,
+        baseline: ModelSummary | str | Path | None = None,
+        fail_on: Sequence[str] = (),
         verbose: bool = True,
         timeout: float = 10.0,
     ) -> None:
         self._trackers = check_targets(trackers)
         Selection(depth, columns)  # a wrong argument raises here, not within the training
         check_timeout(timeout)
+        self._baseline = Baseline(baseline, fail_on)
         self._shown: dict[str, Any] = {"depth": depth, "columns": columns, "verbose": verbose, "timeout": timeout}
+        self._shown["baseline"] = self._baseline
         self._watches: list[Watch] = []
 
     @property
@@ -54,6 +62,8 @@ class ModelSummaryCallback:
 
     def on_after_setup(self, fabric: Fabric, module: nn.Module) -> None:
         """Fabric has set up a model: its first training step is to be observed."""
+        timeout, alone = self._shown["timeout"], fabric.world_size == 1
+        self._baseline.read(rank_zero=fabric.is_global_zero, alone=alone, timeout=timeout)
         try:
             trackers = open_targets(self._trackers, fabric.loggers) if fabric.is_global_zero else []
             strategy, size = type(fabric.strategy).__name__, fabric.world_size

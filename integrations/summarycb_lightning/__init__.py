@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from summarycb.baseline import Baseline
 from summarycb.collect.ranks import Ranks, announce
 from summarycb.deliver import deliver
-from summarycb.errors import SummaryError, missing
+from summarycb.errors import GateError, SummaryError, missing
 from summarycb.observe import Observation
 from summarycb.publish import Publisher
 from summarycb.trackers import check_targets, check_timeout, open_targets, warn
@@ -38,6 +41,9 @@ class ModelSummaryCallback(LightningModelSummary):
     (None: all). ``trackers="auto"`` uses the Trainer's loggers that a tracker is installed for; a list takes native
     runs, writers and loggers, references, and names: the Trainer's loggers of that kind, else the run that is active.
     ``columns`` are those of :data:`summarycb.columns.COLUMNS`.
+    ``baseline`` is a summary, a file or a reference such as ``"mlflow:<run_id>"``: what changed from it is printed
+    after the summary, and sent with it. ``fail_on`` are gates, as in ``["params>+5%"]``: where one fails, the run ends
+    with :class:`summarycb.GateError` before its second step, on each rank, when the loggers have the summary.
     ``stage`` is what the Trainer is asked to do when the step is observed: the first training batch of ``fit``, or the
     first batch, forward only, of ``validate``, ``test`` or ``predict``.
     ``timeout`` bounds in seconds how long the end of it waits for the trackers, and rank zero for what the other ranks
@@ -47,7 +53,8 @@ class ModelSummaryCallback(LightningModelSummary):
     ``flops_per_batch`` of its own. A callback that runs the model at the end of a batch belongs after this one in the
     list: what it does there would be seen as a part of the step.
 
-    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    Raises :class:`SummaryError` at once for a wrong argument, and with ``fail_on``, which each rank has to be given,
+    where the baseline cannot be read as the training begins. Of what fails later, only a gate reaches the training.
     """
 
     summary: ModelSummary | None = None
@@ -65,6 +72,8 @@ class ModelSummaryCallback(LightningModelSummary):
         trackers: Sequence[object] | Literal["auto"] = "auto",
         *,
         columns: Sequence[str] | None = None,
+        baseline: ModelSummary | str | Path | None = None,
+        fail_on: Sequence[str] = (),
         stage: Literal["fit", "validate", "test", "predict"] = "fit",
         verbose: bool = True,
         timeout: float = 10.0,
@@ -76,6 +85,7 @@ class ModelSummaryCallback(LightningModelSummary):
             raise SummaryError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
         self._stage = stage
         self._trackers = check_targets(trackers)
+        self._baseline = Baseline(baseline, fail_on)
         self._armed = False
         self._flops = FlopsPerBatch()
         self._observation: Observation | None = None
@@ -99,6 +109,9 @@ class ModelSummaryCallback(LightningModelSummary):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The Trainer begins with something: if it is the stage, its first batch is to be observed."""
         self._armed = not trainer.barebones
+        if self._armed and trainer.state.fn == self._stage:
+            zero, alone = trainer.is_global_zero, trainer.world_size == 1
+            self._baseline.read(rank_zero=zero, alone=alone, timeout=self._timeout)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's own table is not made. The ranks' first batches may not wait for each other."""
@@ -194,6 +207,8 @@ class ModelSummaryCallback(LightningModelSummary):
             self._observation.start()
         except Exception as error:
             self._give_up(error)
+            if trainer.is_global_zero:
+                self._baseline.cannot_hold(error)
 
     def _finish(self, trainer: Trainer, error: BaseException | None) -> None:
         observation, self._observation = self._observation, None
@@ -202,7 +217,10 @@ class ModelSummaryCallback(LightningModelSummary):
         try:
             self.summary = observation.stop(error)
             how: dict[str, Any] = {"step": self._step, "verbose": self._verbose, "rank_zero": trainer.is_global_zero}
-            deliver(self.summary, self._selection, lambda: self._publish_to(trainer), **how)
+            to = partial(self._publish_to, trainer)
+            deliver(self.summary, self._selection, to, self._baseline, observation.agree, **how)
+        except GateError:
+            raise
         except Exception as fault:
             self._give_up(fault)
 

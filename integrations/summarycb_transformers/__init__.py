@@ -7,9 +7,11 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from summarycb.baseline import Baseline
 from summarycb.errors import missing
 from summarycb.report import Report
 from summarycb.trackers import (
@@ -48,7 +50,8 @@ class ModelSummaryCallback(TrainerCallback):
     and such names. Where gradients are accumulated, all batches until the optimizer steps are the step. Every
     ``train()`` is observed anew; ``summary`` is that of the newest.
 
-    Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the training.
+    Raises :class:`SummaryError` at once for a wrong argument, and with ``fail_on``, which each rank has to be given,
+    where the baseline cannot be read as the training begins. Of what fails later, only a gate reaches the training.
     """
 
     def __init__(
@@ -57,13 +60,17 @@ class ModelSummaryCallback(TrainerCallback):
         trackers: Sequence[object] | Literal["auto"] = "auto",
         *,
         columns: Sequence[str] | None = None,
+        baseline: ModelSummary | str | Path | None = None,
+        fail_on: Sequence[str] = (),
         verbose: bool = True,
         timeout: float = 10.0,
     ) -> None:
         self._trackers = check_targets(trackers)
         Selection(depth, columns)  # a wrong argument raises here, not within the training
         check_timeout(timeout)
+        self._baseline = Baseline(baseline, fail_on)
         self._shown: dict[str, Any] = {"depth": depth, "columns": columns, "verbose": verbose, "timeout": timeout}
+        self._shown["baseline"] = self._baseline
         self._watch: Watch | None = None
         self._later: list[_Later] = []
 
@@ -76,6 +83,8 @@ class ModelSummaryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The first training step is to be observed; an evaluation before it does not count."""
+        zero, alone, timeout = state.is_world_process_zero, args.world_size == 1, self._shown["timeout"]
+        self._baseline.read(rank_zero=zero, alone=alone, timeout=timeout)
         try:
             if self._watch is not None:
                 self._watch.discard()  # a training that raised had no end

@@ -80,6 +80,26 @@ class Ranks:
         notes = [Note("ranks", f"not told what rank {', '.join(silent)} saw")] if silent else []
         return replace(summary, ranks=tuple(ranks.values()), notes=(*summary.notes, *notes))
 
+    def agree(self, verdict: str, timeout: float) -> str:
+        """Rank zero's ``verdict``, which the others wait for while rank zero waits for them and for its trackers.
+
+        Each is answered under its own observation's number, so that none takes the verdict of an earlier step.
+        """
+        if self._rank == 0:
+            for rank in range(1, self._size):
+                number = self._told(rank).partition("\n")[0]
+                self._store.set(f"{self._key(rank)}/verdict", f"{number}\n{verdict}")
+            return verdict
+        key, deadline, pause = f"{self._key(self._rank)}/verdict", time.monotonic() + 3 * timeout, _SHORTEST
+        while time.monotonic() < deadline:
+            if self._store.check([key]):
+                number, _, verdict = self._store.get(key).decode().partition("\n")
+                if number == self._number:
+                    return verdict
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+        raise TimeoutError(f"rank 0 did not say within {3 * timeout:g} s whether a gate fails")
+
     def _hear(self, timeout: float) -> dict[int, str]:
         deadline, pause = time.monotonic() + timeout, _SHORTEST
         heard: dict[int, str] = {}
