@@ -1,4 +1,5 @@
-"""The pictures in the README, of the demo's GPT: a terminal, a light and a dark browser, and figures for papers.
+"""The pictures in the README: of the demo's GPT a terminal, a light and a dark browser, and figures for papers; of the
+sweep's five runs their comparison, in a terminal and a browser, and the page of two of them.
 
     python examples/pictures.py FOLDER
 
@@ -7,6 +8,7 @@ Needs Debian's chromium, or another one on the PATH, and no network.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import shutil
@@ -17,17 +19,21 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as L
+import sweep
 import torch
 from models import TopicsGPT, topics
 from PIL import Image
 from rich.console import Console
 
-from summarycb import ModelSummary, ModelSummaryCallback
+import summarycb
+from summarycb import Comparison, ModelSummary, ModelSummaryCallback
+from summarycb.references import expand
 from summarycb.render.terminal import render
-from summarycb.view import select
+from summarycb.view import View, select
 
-WIDTH = 100  # columns
-SIZE = (1180, 2480)  # CSS pixels: down to memory through the step
+WIDTH, PAGE = 100, 1180  # columns of a terminal, CSS pixels of a page
+REPORT, COMPARISON, RUNS = 2480, 1400, 1290
+"""How much of each page is shown, in CSS pixels: of a report down to memory through the step."""
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -62,11 +68,15 @@ def main(folder: Path) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     folder.mkdir(parents=True, exist_ok=True)
     summary = observed()
-    terminal(summary, folder / "terminal.svg")
+    terminal(select(summary), "python train.py", folder / "terminal.svg")
     summary.plot_costs(metric="saved_activations").savefig(folder / "costs.png", dpi=180)
     summary.plot_memory().savefig(folder / "memory.png", dpi=180)
     for scheme in ("light", "dark"):
-        page(summary, scheme, folder / f"report-{scheme}.png")
+        page(summary, scheme, REPORT, folder / f"report-{scheme}.png")
+    runs = swept()
+    terminal(runs.view(), "summarycb compare tensorboard:sweep_output/tensorboard", folder / "runs.svg")
+    page(runs, "light", RUNS, folder / "runs.png")
+    page(runs.against[-1], "light", COMPARISON, folder / "comparison.png")
 
 
 def observed() -> ModelSummary:
@@ -79,26 +89,33 @@ def observed() -> ModelSummary:
     return callback.summary
 
 
-def terminal(summary: ModelSummary, path: Path) -> None:
+def swept() -> Comparison:
+    """The runs of examples/sweep.py, as they are called there."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        sweep.main(Path("sweep_output"))
+        return summarycb.compare(*expand("tensorboard:sweep_output/tensorboard"))
+
+
+def terminal(view: View, title: str, path: Path) -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
-    for line in render(select(summary), WIDTH):
+    for line in render(view, WIDTH):
         console.print(line, soft_wrap=True)
-    path.write_text(console.export_svg(title="python train.py", code_format=SVG, unique_id="terminal"))
+    path.write_text(console.export_svg(title=title, code_format=SVG, unique_id="terminal"))
 
 
-def page(summary: ModelSummary, scheme: str, path: Path) -> None:
+def page(shown: ModelSummary | Comparison, scheme: str, height: int, path: Path) -> None:
     """What a browser shows that prefers this colour scheme."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("chromium is not installed; on Debian: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
-        written = summary.save(Path(folder, "report.html"))
+        written = shown.save(Path(folder, "report.html"))
         command = [
             chromium,
             *FLAGS,
             f"--user-data-dir={folder}/profile",
             f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-            f"--window-size={SIZE[0]},{SIZE[1]}",
+            f"--window-size={PAGE},{height}",
             f"--screenshot={path.resolve()}",
             written.as_uri(),
         ]

@@ -47,10 +47,10 @@ def test_the_demo_ends_with_every_summary_read_back_and_says_what_to_open(
         assert summary.hardware_flops is not None
 
     # what the README shows is what the demo makes
-    shown, _ = re.findall(r"```text\n(.*?)\n```", README.read_text(), re.DOTALL)
+    shown, *_ = re.findall(r"```text\n(.*?)\n```", README.read_text(), re.DOTALL)
     assert gpt.to_text().startswith(shown + "\n")
 
-    assert "params            9,978 → 29,162   +19,184 (+192.3 %)" in done.stdout
+    assert "params            9,978 → 29,162 (+19,184, +192.3 %)" in done.stdout
     for command in ("tensorboard --logdir out/tensorboard", "mlflow ui --backend-store-uri sqlite:///out/mlflow.db"):
         assert command in done.stdout
     assert re.search(r"summarycb show wandb:out/wandb/offline-run-\S+", done.stdout)
