@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from summarycb.columns import Column as Column
     from summarycb.compare import Comparison as Comparison
     from summarycb.compare import compare as compare
+    from summarycb.errors import GateError as GateError
     from summarycb.errors import SummaryError as SummaryError
     from summarycb.errors import SummaryWarning as SummaryWarning
     from summarycb.formulas import register_formula as register_formula
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Column": ("summarycb.columns", ""),
     "Comparison": ("summarycb.compare", ""),
+    "GateError": ("summarycb.errors", ""),
     "ModelSummary": ("summarycb.tree", ""),
     "ModelSummaryCallback": ("summarycb_lightning", "lightning"),
     "ModuleSummary": ("summarycb.tree", ""),

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 import summarycb
+from tests.literal import SUMMARY
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "Column",
     "Comparison",
+    "GateError",
     "ModelSummary",
     "ModelSummaryCallback",
     "ModuleSummary",
@@ -43,6 +45,44 @@ def test_importing_the_package_imports_nothing_else() -> None:
     heavy = "torch rich lightning pytorch_lightning tensorboard wandb mlflow pandas numpy"
     code = f"import sys, summarycb; dir(summarycb); print([m for m in '{heavy}'.split() if m in sys.modules])"
     assert run(code) == "[]"
+
+
+HEAVY = {
+    "torch", "lightning", "tensorboard", "wandb", "mlflow", "pandas", "numpy", "matplotlib", "jinja2",
+    "importlib.metadata", "fractions", "rich.cells", "rich.text", "rich.console",
+    "summarycb.compare", "summarycb.gates", "summarycb.render.html",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        ("--version", set()),
+        ("compare --help", {"summarycb.compare"}),  # which metrics there are
+        ("compare a.json missing.json", {"summarycb.compare"}),
+        ("compare a.json b.json", {"summarycb.compare", "rich.cells"}),
+        ("compare a.json b.json --format json", {"summarycb.compare", "rich.cells"}),
+        (
+            "compare a.json b.json --fail-on params>+5%",
+            {"summarycb.compare", "rich.cells", "summarycb.gates", "fractions"},
+        ),
+        ("show a.json", {"rich.cells"}),
+    ],
+)
+def test_a_command_imports_what_it_needs(arguments: str, needed: set[str], tmp_path: Path) -> None:
+    """The command starts within 100 ms: what takes long to import is imported where it is used."""
+    for name in ("a.json", "b.json"):
+        SUMMARY.save(tmp_path / name)
+    code = (
+        "import os, sys; from summarycb.cli import main\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "try:\n"
+        f"    main({arguments.split()!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print('imported:', *({HEAVY!r} & sys.modules.keys()))"
+    )
+    assert set(run(code).splitlines()[-1].split()) == {"imported:", *needed}
 
 
 def test_the_public_names() -> None:
@@ -132,7 +172,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "x": x,
         "y": y,
     }
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     names["hook"].flush()  # type: ignore[attr-defined]
@@ -152,8 +192,32 @@ def test_the_step_that_breaks_in_the_readme(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError), summarycb.observe(model) as observation:
         model(torch.zeros(16, 64, dtype=torch.long))
     assert observation.summary is not None
-    _, shown = re.findall(r"```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
+    _, shown, _ = re.findall(r"```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert observation.summary.to_text().startswith(shown + "\n")
+
+
+def test_the_comparison_in_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPT with a block more, and ReLU in place of GELU."""
+    import torch
+    from torch import nn
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    models = importlib.import_module("models")
+
+    def summary(layers: int, activation: type[nn.Module]) -> summarycb.ModelSummary:
+        model = models.TopicsGPT(layers)
+        for block in model.h:
+            block.mlp[1] = activation()
+        optimizer = torch.optim.AdamW(model.parameters())
+        with summarycb.observe(model, optimizer) as observation:
+            tokens = torch.zeros(16, 65, dtype=torch.long)
+            nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            optimizer.step()
+        assert observation.summary is not None
+        return observation.summary
+
+    *_, shown = re.findall(r"```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert str(summarycb.compare(summary(4, nn.GELU), summary(5, nn.ReLU))) == shown
 
 
 def test_each_tick_of_the_set_ups_has_its_test() -> None:
