@@ -92,6 +92,9 @@ def main(folder: Path) -> None:
                 "summary": hook.summary.to_json(),
             }
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+    # gloo's threads hold the tensors of the last collective for a while, and where Python ends meanwhile, one that lets
+    # go of them aborts the process (pytorch#179291); a barrier has none of ours
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
