@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
-from summarycb.tree import CallGroup, ModuleSummary
+from summarycb.tree import CallGroup, ModuleSummary, subtree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,11 +27,7 @@ class Item:
 
     def walk(self) -> Iterator[Item]:
         """This item and all below it, in order."""
-        stack = [self]
-        while stack:
-            item = stack.pop()
-            yield item
-            stack.extend(reversed(item.children))
+        return subtree(self)
 
 
 def fold(root: ModuleSummary, enabled: bool = True) -> Item:

@@ -10,7 +10,7 @@ from summarycb.changes import FIGURES, Change, Delta, Edit, Scales, part, total
 from summarycb.compare import Comparison
 from summarycb.garbage import collection_paused
 from summarycb.match import Tree
-from summarycb.tree import OUTSIDE, ModuleSummary, add, outside_row
+from summarycb.tree import OUTSIDE, ModuleSummary, add, outside_row, subtree
 
 
 @dataclass(slots=True, eq=False)
@@ -72,11 +72,7 @@ class Item:
 
     def walk(self) -> Iterator[Item]:
         """This item and all below it, in order."""
-        stack = [self]
-        while stack:
-            item = stack.pop()
-            yield item
-            stack.extend(reversed(item.children))
+        return subtree(self)
 
 
 @collection_paused()
@@ -122,7 +118,7 @@ def _placed(comparison: Comparison) -> list[Place]:
         for module, number in zip(tree.modules, of, strict=True)
     }
     numbers: dict[Hashable, int] = {}
-    for place in reversed([place for root in roots for place in _walk(root)]):
+    for place in reversed([place for root in roots for place in subtree(root)]):
         edit, change = place.edit, place.change
         # shapes differ with where a block is: a cache that is handed on grows
         said = edit and change and edit.kind != "shapes" and (edit.kind, edit.details, change.before)
@@ -155,17 +151,9 @@ def _tell(roots: Sequence[Place], changes: Sequence[Change]) -> None:
             of_b.update(dict.fromkeys(map(id, edit.modules_b), (change, edit)))
             if edit.path == OUTSIDE:
                 roots[-1].change, roots[-1].edit = change, edit
-    for place in [place for root in roots[:-1] for place in _walk(root)]:
+    for place in [place for root in roots[:-1] for place in subtree(root)]:
         told = of_a.get(id(place.a)) if place.b is None else of_b.get(id(place.b))
         place.change, place.edit = told or (None, None)
-
-
-def _walk(root: Place) -> Iterator[Place]:
-    stack = [root]
-    while stack:
-        place = stack.pop()
-        yield place
-        stack.extend(reversed(place.children))
 
 
 def _runs(columns: Iterable[Sequence[Place]]) -> Iterator[list[Sequence[Place]]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import islice
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 from summarycb.dataflow import Dataflow
 from summarycb.forms import Forms
@@ -19,6 +19,23 @@ from summarycb.specs import BufferSpec, ParameterSpec, Spec
 from summarycb.step import Environment, Failure, Memory, Note, Positive, Rank
 
 Observed: TypeAlias = Literal["structure", "forward", "step"]
+
+
+class _Nested(Protocol):
+    @property
+    def children(self) -> Sequence[Self]: ...
+
+
+_Node = TypeVar("_Node", bound=_Nested)
+
+
+def subtree(top: _Node) -> Iterator[_Node]:
+    """All that is in something, itself first, in order; however deep it is."""
+    stack = [top]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(node.children))
 
 
 def add(*values: int | None) -> int | None:
@@ -229,11 +246,7 @@ class ModuleSummary:
 
     def walk(self) -> Iterator[ModuleSummary]:
         """The subtree in definition order, this module first."""
-        stack = [self]
-        while stack:
-            module = stack.pop()
-            yield module
-            stack.extend(reversed(module.children))
+        return subtree(self)
 
 
 def outside_row(work: Work) -> ModuleSummary:

@@ -51,7 +51,7 @@ class MLflowTracker:
         self._run_id = run_id
         self._client = _mlflow().MlflowClient() if client is None else client
         self._uri: str = self._client.tracking_uri
-        self._store = Server(self._uri) if self._uri.startswith(HTTP) else self._client
+        self._store = _store(self._client)
 
     @classmethod
     def wrap(cls, target: object) -> Self | None:
@@ -88,7 +88,7 @@ class MLflowTracker:
             raise SummaryError(f"{reference!r} names no experiment; give '{reference}<name>'")
         client = _client(reference)
         uri: str = client.tracking_uri
-        store: Any = Server(uri) if uri.startswith(HTTP) else client
+        store: Any = _store(client)
         name, found, token = where.removeprefix(EXPERIMENTS), [], None
         newest = ["attributes.start_time DESC"]
         with named(name, uri, kind="experiment"):
@@ -211,6 +211,12 @@ def _client(reference: str) -> MlflowClient:
     if database and not Path(database[1]).exists():
         raise SummaryError(f"{reference!r}: there is no MLflow at {uri}; set MLFLOW_TRACKING_URI to where its runs are")
     return cast("MlflowClient", mlflow.MlflowClient())
+
+
+def _store(client: MlflowClient) -> MlflowClient | Server:
+    """What is asked for runs: of a server, each request once."""
+    uri: str = client.tracking_uri
+    return Server(uri) if uri.startswith(HTTP) else client
 
 
 def _mlflow() -> ModuleType:
