@@ -28,7 +28,7 @@ from summarycb.collect.ranks import Ranks
 from summarycb.errors import SummaryWarning
 from summarycb_lightning import ModelSummaryCallback
 from tests.lightning_trainings import Recording, all_of, is_watched, trainer
-from tests.trainings import left_behind
+from tests.trainings import leave_group, left_behind
 
 WORLD = 2
 
@@ -177,7 +177,7 @@ def main(path: Path) -> None:
             **observed,
         }
     path.write_text(json.dumps(found), encoding="utf-8")
-    distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

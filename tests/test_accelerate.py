@@ -170,7 +170,7 @@ import sys
 import torch
 from accelerate import Accelerator
 import summarycb_accelerate
-from tests.trainings import CNN, images, loss_of
+from tests.trainings import CNN, images, leave_group, loss_of
 
 torch.set_num_threads(1)
 folder = sys.argv[1]
@@ -188,6 +188,7 @@ for _ in range(2):
     optimizer.zero_grad()
 hook.flush()
 hook.summary.save(f"{folder}/{accelerator.process_index}.json")
+leave_group()
 accelerator.end_training()
 """
 

@@ -23,7 +23,7 @@ import summarycb_fabric
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb_fabric import ModelSummaryCallback
 from tests.test_faults import plant
-from tests.trainings import CNN, NOTHING, Case, everything, images, left_behind, loss_of
+from tests.trainings import CNN, NOTHING, Case, everything, images, leave_group, left_behind, loss_of
 
 # conv: 4 images x 8 channels x 8 x 8 places x 27; head: 4 x 8 x 5; the input needs no gradient, the head's does
 CONVOLUTION, HEAD = 4 * 8 * 64 * 27, 4 * 8 * 5
@@ -221,6 +221,7 @@ def on_two(fabric: Fabric, folder: Path) -> None:
     callback.flush()
     (summary,) = callback.summaries
     summary.save(folder / f"{fabric.global_rank}.json")
+    leave_group()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import summarycb
 from summarycb.report import Report
 from summarycb.tree import ModelSummary
-from tests.trainings import NOTHING, left_behind
+from tests.trainings import NOTHING, leave_group, left_behind
 
 WORLD = 2
 FLOAT = 4
@@ -202,7 +202,7 @@ def play(rank: int, port: int, folder: Path) -> None:
         if summary is not None:
             summary.save(folder / f"{scene.__name__} {rank}.json")
         distributed.barrier()
-    distributed.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")

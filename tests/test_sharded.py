@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import summarycb
 from summarycb.tree import ModelSummary
+from tests.trainings import leave_group
 
 FLOAT = 4
 WORLD = 2
@@ -58,7 +59,7 @@ def step(rank: int, port: int, folder: Path, wrap: Callable[[nn.Module], nn.Modu
         optimizer.step()
     assert observation.summary is not None
     observation.summary.save(folder / f"{rank}.json")
-    distributed.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture

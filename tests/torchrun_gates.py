@@ -17,6 +17,7 @@ from torch import distributed, nn
 
 import summarycb
 from summarycb_lightning import ModelSummaryCallback
+from tests.trainings import leave_group
 
 
 def network(width: int) -> nn.Module:
@@ -106,8 +107,7 @@ def main(folder: Path) -> None:
     found["a rank that raises"] = one_that_raises(rank, baseline=base, fail_on=params)
     found["lightning"] = lightning(folder, baseline=base, fail_on=params)
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

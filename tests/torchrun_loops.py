@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import summarycb
-from tests.trainings import NOTHING, bits, hooks_of, left_behind
+from tests.trainings import NOTHING, bits, hooks_of, leave_group, left_behind
 
 
 def replicated(model: nn.Module) -> nn.Module:
@@ -92,10 +92,7 @@ def main(folder: Path) -> None:
                 "summary": hook.summary.to_json(),
             }
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-    # gloo's threads hold the tensors of the last collective for a while, and where Python ends meanwhile, one that lets
-    # go of them aborts the process (pytorch#179291); a barrier has none of ours
-    distributed.barrier()
-    distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
