@@ -61,8 +61,7 @@ def observe(
 
     Raises :class:`SummaryError` at once for a wrong argument; nothing that fails later reaches the step.
     """
-    context: dict[str, Any] = {"framework": framework, "strategy": strategy, "world_size": world_size}
-    return Observation(model, optimizer, check_timeout(timeout), **context)
+    return Observation(model, optimizer, check_timeout(timeout), **check_context(framework, strategy, world_size))
 
 
 class Observation:
@@ -361,3 +360,13 @@ def check_optimizers(optimizer: object) -> list[torch.optim.Optimizer]:
                 f"optimizer must be a torch.optim.Optimizer, several of them or None, not {type(item).__name__}"
             )
     return given
+
+
+def check_context(framework: object, strategy: object, world_size: object) -> dict[str, Any]:
+    """What only the caller knows of the step; SummaryError for what no stored summary could be read with."""
+    for name, given in (("framework", framework), ("strategy", strategy)):
+        if not isinstance(given, str | None):
+            raise SummaryError(f"{name} must be a name or None, not {given!r}")
+    if world_size is not None and (type(world_size) is not int or world_size < 1):
+        raise SummaryError(f"world_size must be None or an integer from 1 on, not {world_size!r}")
+    return {"framework": framework, "strategy": strategy, "world_size": world_size}

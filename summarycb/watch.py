@@ -22,9 +22,9 @@ from summarycb.collect.hooks import NO_HOOK, before_each
 from summarycb.collect.modules import every
 from summarycb.collect.ranks import world
 from summarycb.deliver import deliver
-from summarycb.errors import GateError
+from summarycb.errors import GateError, SummaryError
 from summarycb.exits import at_exit
-from summarycb.observe import Observation, check_model, check_optimizers
+from summarycb.observe import Observation, check_context, check_model, check_optimizers
 from summarycb.progress import call_alive
 from summarycb.publish import Publisher
 from summarycb.trackers import check_timeout, resolve, warn
@@ -75,7 +75,7 @@ def watch(
     Raises :class:`SummaryError` at once for a wrong argument, and with ``fail_on``, which each rank has to be given,
     for a baseline that cannot be read. Of what fails later, only a gate reaches the training.
     """
-    context: dict[str, Any] = {"framework": framework, "strategy": strategy, "world_size": world_size}
+    context = check_context(framework, strategy, world_size)
     if not isinstance(baseline, Baseline):
         baseline = Baseline(baseline, fail_on)
     return Watch(model, optimizer, trackers, depth, columns, baseline, verbose, step, timeout, **context)
@@ -102,6 +102,8 @@ class Watch:
         self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
         self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
         self._selection = Selection(depth, columns)
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise SummaryError(f"step must be an integer, not {step!r}")
         self._verbose, self._step, self._context = verbose, step, context
         self._timeout = check_timeout(timeout)
         self._baseline = baseline

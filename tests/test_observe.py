@@ -414,6 +414,24 @@ def test_checkpointing(reentrant: bool) -> None:
     rows_sum_to_totals(summary)
 
 
+WRONG_CONTEXTS: dict[str, tuple[dict[str, Any], str]] = {
+    "framework": ({"framework": 3}, "framework must be a name or None, not 3"),
+    "strategy": ({"strategy": ["ddp"]}, r"strategy must be a name or None, not \['ddp'\]"),
+    "no process": ({"world_size": 0}, "world_size must be None or an integer from 1 on, not 0"),
+    "a bool": ({"world_size": True}, "world_size must be None or an integer from 1 on, not True"),
+    "a text": ({"world_size": "two"}, "world_size must be None or an integer from 1 on, not 'two'"),
+}
+
+
+@pytest.mark.parametrize("wrong", list(WRONG_CONTEXTS))
+def test_a_circumstance_that_could_not_be_stored_raises_at_once(wrong: str) -> None:
+    """A summary with it would be written, and never be read again."""
+    context, message = WRONG_CONTEXTS[wrong]
+    for arms in (summarycb.observe, summarycb.watch):
+        with pytest.raises(SummaryError, match=f"^{message}$"):
+            arms(nn.Linear(3, 4), **context)
+
+
 # Steps that go wrong
 
 

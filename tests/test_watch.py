@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import summarycb
+from summarycb.errors import SummaryError
 from tests.trainings import NOTHING, Case, left_behind, loss_of, step
 
 # Linear(3, 4) on a batch of 2, its input needs no gradient: 2 x 3 x 4 forward, as much for the weight's gradient.
@@ -61,6 +62,13 @@ def test_an_evaluation_with_gradients_on_does_not_count() -> None:
     assert hook.summary is not None
     assert (hook.summary[""].calls, hook.summary.memory.batch) == (1, 2 * 3 * 4)
     assert (hook.summary.forward_macs, hook.summary.backward_macs) == (MACS, MACS)
+
+
+@pytest.mark.parametrize("wrong", ["7", None, 1.5, True], ids=str)
+def test_a_step_that_is_no_number_raises_at_once(wrong: Any) -> None:
+    """No tracker would take it, or take it for another."""
+    with pytest.raises(SummaryError, match=f"^step must be an integer, not {wrong!r}$"):
+        summarycb.watch(nn.Linear(3, 4), step=wrong)
 
 
 def test_training_in_eval_mode_counts() -> None:
