@@ -10,23 +10,24 @@ from typing import Any, TypeAlias
 
 from summarycb import embed, units
 from summarycb.errors import SummaryError
-from summarycb.serialize import MAX_BYTES, is_file_name, load
+from summarycb.forms import FORMATS
+from summarycb.serialize import MAX_BYTES, PAGES, SUFFIXES, is_file_name, load
 from summarycb.tree import ModelSummary
 from summarycb.view import Heading, Row, View
 
-PAGES = (".html", ".htm")
-_SUFFIXES = (".json", *PAGES)
 _GLOB = "*?["
 
 
-def expand(reference: str) -> list[str]:
+def expand(reference: str | Path) -> list[str]:
     """The references to one summary each that ``reference`` stands for, newest first; what is of one stays as it is.
 
     Of several are a folder or pattern (``runs/*.json``) of files, a page that compares them, and what a tracker finds,
-    as in ``mlflow:experiments/<name>``. In a folder or pattern such a page is passed over: what it compares is mostly
-    there, too. Raises :class:`SummaryError` where there is none.
+    as in ``mlflow:experiments/<name>``. In a folder or pattern such a page is passed over, and so are flame graphs:
+    what they are of is mostly there, too. Raises :class:`SummaryError` where there is none.
     """
-    found = _found(reference)
+    if not isinstance(reference, (str, Path)) or not reference:  # an empty one would be this very folder
+        raise SummaryError(f"a reference is a text such as 'runs/base.json' or 'mlflow:<run_id>', not {reference!r}")
+    found = _found(str(reference))
     if not found:
         raise SummaryError(f"no summaries were found at {reference!r}")
     return found
@@ -65,8 +66,9 @@ def _count(path: Path) -> int:
 
 
 def _newest_first(names: Sequence[str]) -> list[str]:
-    files = [Path(name) for name in names if name.lower().endswith(_SUFFIXES) and Path(name).is_file()]
-    files = [file for file in files if _count(file) < 2]
+    flames = FORMATS["speedscope"]
+    stored = [name for name in names if name.lower().endswith(SUFFIXES) and not name.lower().endswith(flames)]
+    files = [file for file in map(Path, stored) if file.is_file() and _count(file) < 2]
     return [str(file) for file in sorted(files, key=lambda file: (-file.stat().st_mtime_ns, str(file)))]
 
 

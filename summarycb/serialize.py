@@ -34,6 +34,9 @@ SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
 """The largest file that is read. 10,000 modules take about 10 MiB."""
 
+PAGES = (".html", ".htm")
+SUFFIXES = (".json", *PAGES)
+"""Of the files that may hold a summary."""
 _NUMBERED = re.compile(r"(.+\.html?)#(\d{1,4})", re.IGNORECASE)
 """The name of a page, and which of the summaries in it."""
 
@@ -49,6 +52,8 @@ def dumps(summary: ModelSummary) -> str:
 @collection_paused()
 def loads(text: str, source: str = "the text") -> ModelSummary:
     """The summary that :func:`dumps` wrote. Raises :class:`SummaryError`, naming ``source``, for anything else."""
+    if not isinstance(text, str):
+        raise SummaryError(f"{source}: a summary in JSON is a str, not {type(text).__name__}")
     try:
         document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError:
@@ -108,7 +113,7 @@ def read(path: str | Path) -> ModelSummary:
         raise SummaryError(f"{source}: not a regular file")
     if len(content) > MAX_BYTES:
         raise SummaryError(f"{source}: over the bound of {MAX_BYTES:,} bytes for a model summary")
-    page = source.suffix.lower() in (".html", ".htm")
+    page = source.suffix.lower() in PAGES
     try:  # a page that is cut short may end within a character; the summary in it is ASCII
         text = content.decode("utf-8", "replace" if page else "strict")
     except UnicodeDecodeError:
@@ -142,7 +147,7 @@ def load(reference: str | Path) -> ModelSummary:
 
 def is_file_name(reference: str) -> bool:
     """Whether it is plainly a file's, so that the trackers, which take time to find, need not be asked."""
-    return ":" not in reference and reference.lower().endswith((".json", ".html", ".htm"))
+    return ":" not in reference and reference.lower().endswith(SUFFIXES)
 
 
 def _refuse_constant(name: str) -> NoReturn:

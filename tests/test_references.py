@@ -46,6 +46,8 @@ def test_files(folder: Path) -> None:
     assert expand(str(folder / "*.json")) == [a, c]
     assert expand(a) == [a]
     assert expand(f"{folder}/none.json") == [f"{folder}/none.json"]
+    SUMMARY.save(folder / "a.speedscope.json")  # a flame graph, beside what it is of
+    assert [expand(folder), expand(f"{folder}/*.json")] == [[a, b, c], [a, c]]
     os.rename(a, folder / "[a].json")
     assert expand(str(folder / "[a].json")) == [str(folder / "[a].json")]
 
@@ -67,6 +69,16 @@ def test_a_page_of_several_stands_for_all_of_them(
     assert [told["a"], told["b"], told["others"][0]["b"]] == expand("page.html")
     assert main(["runs", "page.html", "--format", "json"]) == 0
     assert [one["model"] for one in json.loads(capsys.readouterr().out)] == ["Wide", "Middle", "Narrow"]
+
+
+@pytest.mark.parametrize("nothing", ["", 3, None], ids=repr)
+def test_what_is_no_reference(nothing: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one, as of a variable that a script has not set, does not stand for the folder that it runs in."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(SummaryError) as caught:
+        expand(nothing)
+    said = "a reference is a text such as 'runs/base.json' or 'mlflow:<run_id>', not "
+    assert str(caught.value) == f"{said}{nothing!r}"
 
 
 def test_where_there_is_none(tmp_path: Path) -> None:

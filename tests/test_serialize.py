@@ -334,6 +334,12 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.parametrize("given", [3, None, b"{}"], ids=repr)
+def test_from_json_takes_a_text(given: Any) -> None:
+    with pytest.raises(SummaryError, match=f"^the text: a summary in JSON is a str, not {type(given).__name__}$"):
+        ModelSummary.from_json(given)
+
+
 def test_load_says_what_it_takes() -> None:
     allowed = r"load takes a str \(a file name or tracker:where\) or a Path, not int"
     with pytest.raises(SummaryError, match=allowed):
