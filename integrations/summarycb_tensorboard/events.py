@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 
 from summarycb.report import PREFIX, Report
+from summarycb_tensorboard import TAG
 from summarycb_tensorboard.crc32c import masked_crc32c
 from summarycb_tensorboard.graph import escaped
 from summarycb_tensorboard.messages import Event, Summary
 from summarycb_tensorboard.run_metadata import graphs
 
 PLUGIN, TEXT, GRAPH = "summarycb", "text", "graph_run_metadata"
-JSON = f"{PREFIX}/json"
 
 
 def event_file(report: Report, step: int) -> bytes:
@@ -33,7 +33,7 @@ def _record(data: bytes) -> bytes:
 def _values(report: Report) -> Iterator[Summary.Value]:
     for name, total in report.metrics.items():
         yield Summary.Value(tag=name, simple_value=total)
-    yield _text(JSON, PLUGIN, report.json.encode())
+    yield _text(TAG, PLUGIN, report.json.encode())
     yield _text(f"{PREFIX}/text/text_summary", TEXT, f"```\n{report.text}\n```".encode())
     if report.comparison is not None:
         yield _text(f"{PREFIX}/comparison/text_summary", TEXT, report.comparison.to_markdown().encode())

@@ -1,1 +1,1 @@
-"""View -> text, Markdown, DataFrame: pure functions, none of which needs torch."""
+"""Summaries, views and graphs -> text, pages, tables, drawings: pure functions, none of which needs torch."""

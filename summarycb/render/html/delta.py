@@ -11,26 +11,16 @@ from summarycb.changes import FIGURES, Change, Delta, Figure, of_one
 from summarycb.compared import COLUMNS, MARKS, percent, title, whole, writer
 from summarycb.merged import Item
 from summarycb.render.html.icicle import Amount, Box, Icicle, laid_out
-from summarycb.render.html.rows import MOST_LEVELS, copy_paths, cut
+from summarycb.render.html.rows import BAR, MOST_LEVELS, Share, copy_paths, cut
 from summarycb.view import Heading
 
 TREE_COLUMNS = ("params", "forward_macs", "saved_activations")
 HEADINGS = (Heading("what", "left", "what"), *[Heading(COLUMNS[key], key=key) for key in TREE_COLUMNS])
 METRICS = [Heading(COLUMNS[key].removeprefix("Δ "), key=key) for key in TREE_COLUMNS]
 """What bars and icicles can show."""
-_BAR = 50
 _STRONGER = (0.1, 0.5)
 """A change by so much of what there was has the next stronger colour."""
 WORDS = {"figures": "the same module did other work", "shapes": "the same work on other shapes or dtypes"}
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """How much a figure changed, and the width of its bar in steps of two percent; negative for less."""
-
-    place: int
-    percent: str
-    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +192,7 @@ def _size(change: Figure) -> Amount:
 def _width(change: Figure, largest: Amount) -> int:
     if not change:
         return 0
-    steps = max(1, round(float(_BAR * _size(change) / largest)))
+    steps = max(1, round(float(BAR * _size(change) / largest)))
     return steps if change > 0 else -steps
 
 

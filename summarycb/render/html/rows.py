@@ -10,7 +10,7 @@ from typing import Protocol
 from summarycb import units
 from summarycb.columns import COLUMNS, Column
 from summarycb.fold import Item, path_of
-from summarycb.specs import ParameterSpec, spec_text
+from summarycb.specs import ParameterSpec, sole, spec_text
 from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary
 from summarycb.units import clean
 from summarycb.view import cell, values_of
@@ -18,7 +18,8 @@ from summarycb.view import cell, values_of
 MOST_LEVELS = 100
 """Browsers stop nesting at a few hundred elements; what is deeper is shown at this level."""
 COLOURS = 8
-_BAR = 50
+BAR = 50
+"""The width of the longest bar, in steps of two percent."""
 _MOST_TEXT, _MOST_WAYS, _MOST_COPIES = 240, 4, 8
 
 
@@ -32,7 +33,10 @@ SHOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A row's part of the metric at ``place``: the percentage, and the width of its bar in steps of two percent."""
+    """What a row has of the metric at ``place``, in percent, and the width of its bar in steps of two percent.
+
+    In a comparison it is by how much that changed, and the width is negative for less.
+    """
 
     place: int
     percent: str
@@ -176,7 +180,7 @@ def _most(values: Sequence[int | None]) -> int | None:
 
 
 def _share(place: int, value: int | None, whole: int | None) -> Share:
-    return Share(place, units.percent(value, whole), min(_BAR, -(-_BAR * value // whole)) if value and whole else 0)
+    return Share(place, units.percent(value, whole), min(BAR, -(-BAR * value // whole)) if value and whole else 0)
 
 
 def _colours(summary: ModelSummary, roots: Sequence[Item], metrics: Sequence[Column]) -> dict[str, int]:
@@ -227,9 +231,8 @@ def facts(summary: ModelSummary, item: Item) -> Iterator[tuple[str, tuple[str, .
 
 def _calls(module: ModuleSummary) -> Iterator[tuple[str, tuple[str, ...]]]:
     for group in (module.call_groups or ())[:_MOST_WAYS]:
-        given = group.inputs[0] if isinstance(group.inputs, tuple) and len(group.inputs) == 1 else group.inputs
         times = "called" if group.calls == 1 else f"called {group.calls} times"
-        yield times, (f"{cut(spec_text(given))} → {cut(spec_text(group.outputs))}",)
+        yield times, (f"{cut(spec_text(sole(group.inputs)))} → {cut(spec_text(group.outputs))}",)
     if module.call_groups is not None and not module.call_groups:
         yield "called", ("never",)
 
