@@ -122,7 +122,7 @@ def _mode(module: ModuleSummary) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.1f}" if value else "0"
+    return units.share(value) if value else "0"
 
 
 def _share(key: str) -> Callable[[ModuleSummary, ModelSummary], Any]:

@@ -32,10 +32,13 @@ def percent(value: int | None, total: int | None) -> str:
     """The share of ``total``: ``12.3``; empty when the total is 0."""
     if value is None or total is None:
         return UNKNOWN
-    if not total:
-        return ""
-    text = f"{100 * value / total:.1f}"
-    return "99.9" if text == "100.0" and value != total else text
+    return share(100 * value / total) if total else ""
+
+
+def share(percent: float) -> str:
+    """A percentage: ``12.3``; 100.0 is of all alone."""
+    text = f"{percent:.1f}"
+    return "99.9" if text == "100.0" and percent < 100 else text
 
 
 _BAR = 10

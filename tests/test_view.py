@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
+from torch import nn
 
-from summarycb import SummaryError
+from summarycb import SummaryError, summarize
 from summarycb.columns import COLUMNS
 from summarycb.render.terminal import show
 from summarycb.specs import TensorSpec
@@ -346,6 +347,14 @@ def test_a_filter_shows_what_it_matches_and_the_way_there() -> None:
     assert found("linear") == []
     view = select(mixture(3, 5, 2), Selection(filter="linear"))
     assert view.notes[0] == "no module's path or type is like 'linear'"
+
+
+def test_a_percentage_is_100_of_all_alone() -> None:
+    """As in the headline: 500,000 of 500,100 are 99.98 %."""
+    model = nn.Sequential(nn.Linear(5000, 100, bias=False), nn.Linear(100, 1, bias=False))
+    view = select(summarize(model), Selection(metric="params", columns=["percent"]))
+    assert [row.cells for row in view.rows] == [("100.0",), ("99.9",), ("0.0",)]
+    assert ("biggest", ("params 0 99.9 %",)) in view.headline
 
 
 def test_a_percentage_is_of_the_metric_and_stands_beside_it() -> None:
