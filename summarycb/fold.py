@@ -5,10 +5,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from summarycb.specs import BufferSpec, Nested, Opaque, ParameterSpec, Spec, TensorSpec
 from summarycb.tree import CallGroup, ModuleSummary, subtree
+
+
+class Named(Protocol):
+    """A module, or one in two trees."""
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+
+
+class Copied(Protocol):
+    """What stands for several of them."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+
+    @property
+    def copies(self) -> Sequence[Named]:
+        """All of them, those below one copy of the parent after each other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +93,7 @@ def paths(roots: Sequence[Item]) -> Iterator[tuple[Item, str]]:
         stack.extend([(child, path) for child in reversed(item.children)])
 
 
-def path_of(item: Item, above: str) -> str:
+def path_of(item: Copied, above: str) -> str:
     """The path of an item below the path of its parent: the module's own, or a pattern for several."""
     if len(item.copies) == 1:
         return item.copies[0].path

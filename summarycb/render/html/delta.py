@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from summarycb import units
 from summarycb.changes import FIGURES, Change, Delta, Figure, of_one
 from summarycb.compared import COLUMNS, MARKS, percent, title, whole, writer
+from summarycb.fold import path_of
 from summarycb.merged import Item
 from summarycb.render.html.icicle import Amount, Box, Icicle, laid_out
 from summarycb.render.html.rows import BAR, MOST_LEVELS, Share, copy_paths, cut
@@ -74,7 +75,7 @@ def rows(roots: Sequence[Item], told: Sequence[Change], most: int) -> tuple[list
     lines = []
     for number, (item, level) in enumerate(found):
         paths, names = copy_paths(item, around.get(level - 1))
-        around[level], above[level] = item, _path(item, above[level - 1])
+        around[level], above[level] = item, path_of(item, above[level - 1])
         kind = None if item.change is None else item.change.kind
         below = found[number + 1][1] if number + 1 < len(found) else 0
         lines.append(
@@ -109,13 +110,6 @@ def _around(items: Sequence[Item], told: Sequence[Item]) -> set[int]:
         if any(id(child) in found for child in item.children):
             found.add(id(item))
     return found
-
-
-def _path(item: Item, above: str) -> str:
-    """Where it is; of several modules the path of what they are in, and their label."""
-    if len(item.copies) == 1:
-        return item.copies[0].path
-    return f"{above}.{item.label}" if above else item.label
 
 
 def _walked(roots: Sequence[Item], opened: Collection[int] | None = None) -> list[tuple[Item, int]]:

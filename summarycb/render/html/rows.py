@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from summarycb import units
 from summarycb.columns import COLUMNS, Column
-from summarycb.fold import Item, path_of
+from summarycb.fold import Copied, Item, path_of
 from summarycb.specs import ParameterSpec, sole, spec_text
 from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary
 from summarycb.units import clean
@@ -76,30 +75,6 @@ class Row:
     shares: tuple[Share, ...]
     colour: int | None
     ends: int = 0
-
-
-class Named(Protocol):
-    """A module, or one in two trees."""
-
-    @property
-    def path(self) -> str:
-        """Where it is."""
-
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-
-
-class Copied(Protocol):
-    """What stands for several of them."""
-
-    @property
-    def label(self) -> str:
-        """What it is called."""
-
-    @property
-    def copies(self) -> Sequence[Named]:
-        """All of them, those below one copy of the parent after each other."""
 
 
 def metrics(summary: ModelSummary, chosen: str) -> list[Column]:
