@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from summarycb.forms import FORMATS
+    from summarycb.forms import COMPARED, FORMATS
     from summarycb.trackers import READ_ONLY, REFERENCES, SEVERAL
 
     reference = f"a .json or .html file, or a tracker's: {', '.join(REFERENCES + READ_ONLY)}"
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="say what changed from the first summary to the others")
     compare.add_argument("references", metavar="REF", nargs="+", help=f"{reference}, or {several}")
-    compare.add_argument("--format", choices=_COMPARED, help="default: what the suffix of FILE says, else text")
+    compare.add_argument("--format", choices=COMPARED, help="default: what the suffix of FILE says, else text")
     compare.add_argument("--per", choices=("sample", "token"), help="work and saved activations for one of these")
     for name, (keyword, settings) in _SHOWN.items():
         compare.add_argument(name, dest=keyword, default=argparse.SUPPRESS, **settings)
@@ -125,18 +125,18 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _depth(text: str) -> int | None:
+def _count(text: str) -> int | None:
     if text == "-1":
         return None
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a number from 0 on, or -1 for all levels, not {text!r}")
+        raise argparse.ArgumentTypeError(f"a number from 0 on, or -1 for all, not {text!r}")
     return int(text)
 
 
 _CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "--depth": (
         "depth",
-        {"type": _depth, "metavar": "N", "help": "levels below the root; -1 is all (default: 3, of a graph 2)"},
+        {"type": _count, "metavar": "N", "help": "levels below the root; -1 is all (default: 3, of a graph 2)"},
     ),
     "--columns": ("columns", {"type": _names, "metavar": "A,B", "help": "the columns, in order"}),
     "--sort": ("sort", {"metavar": "COLUMN", "help": "children of a module by this column"}),
@@ -200,15 +200,14 @@ def _open(text: str, form: str, output: str | None) -> None:
         raise SummaryError(f"no web browser was found to open {page}")
 
 
-_COMPARED = ("text", "markdown", "html", "json")
 _SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "--sort": ("sort", {"metavar": "FIGURE", "help": "rows by the change of this figure, the largest first"}),
-    "--depth": ("depth", {"type": _depth, "metavar": "N", "help": "rows below N levels are summed; -1 is all levels"}),
+    "--depth": ("depth", {"type": _count, "metavar": "N", "help": "rows below N levels are summed; -1 is all levels"}),
     "--only": (
         "only",
         {"action": "append", "metavar": "KIND|GLOB", "help": "rows of this kind, or whose path fits; may be repeated"},
     ),
-    "--rows": ("most", {"type": _depth, "metavar": "N", "help": "the first rows, the rest in one; -1 is all (30)"}),
+    "--rows": ("most", {"type": _count, "metavar": "N", "help": "the first rows, the rest in one; -1 is all (30)"}),
 }
 """Each option of a comparison's table -> the field of :class:`summarycb.compared.Shown` that it is."""
 
@@ -218,10 +217,10 @@ def _compare(options: argparse.Namespace) -> None:
 
     from summarycb.compare import MOST_ON_PAGE, compare, document
     from summarycb.compared import Shown, view
-    from summarycb.forms import form_of
+    from summarycb.forms import COMPARED, form_of
     from summarycb.references import expand
 
-    form = options.format or ("text" if options.output is None else form_of(Path(options.output), _COMPARED))
+    form = options.format or ("text" if options.output is None else form_of(Path(options.output), COMPARED))
     choices = {keyword: getattr(options, keyword) for keyword, _ in _SHOWN.values() if hasattr(options, keyword)}
     if choices and form == "json":
         raise SummaryError(f"{', '.join(_SHOWN)} are not for the format json, which has all rows")

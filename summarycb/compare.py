@@ -205,10 +205,10 @@ class Comparison:
 
     def save(self, path: str | Path) -> Path:
         """Write to ``path`` what its suffix says, ``.html``, ``.md``, ``.txt`` or ``.json``, and return it."""
-        from summarycb.forms import form_of, write
+        from summarycb.forms import COMPARED, form_of, write
 
         target = Path(path)
-        form = form_of(target, ("html", "markdown", "text", "json"))
+        form = form_of(target, COMPARED)
         text: str = getattr(self, f"to_{form}")()
         return write(text, target)
 

@@ -29,6 +29,8 @@ FORMATS = {
     "speedscope": ".speedscope.json",
 }
 """Each form by the suffix of its files; the summary's method ``to_<form>`` makes it."""
+COMPARED = ("text", "markdown", "html", "json")
+"""Those that a comparison has too."""
 
 
 def method(form: str) -> Callable[..., str]:

@@ -237,7 +237,11 @@ def test_a_depth_or_column_that_does_not_exist(stored: tuple[str, str], capsys: 
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["show", stored[0], "--depth", "-2"])
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.endswith("argument --depth: a number from 0 on, or -1 for all levels, not '-2'")
+    assert said.endswith("argument --depth: a number from 0 on, or -1 for all, not '-2'")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["compare", *stored, "--rows", "-2"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("argument --rows: a number from 0 on, or -1 for all, not '-2'")
     assert main(["show", stored[0], "--columns", "type, flops"]) == 2
     assert capsys.readouterr().err.startswith("summarycb: there is no column 'flops'; allowed: type, input")
 

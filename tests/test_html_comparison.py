@@ -295,7 +295,7 @@ def test_it_is_saved_as_what_the_name_says(comparison: Comparison, tmp_path: Pat
         ".html": comparison.to_html(),
     }.items():
         assert comparison.save(tmp_path / f"c{suffix}").read_text(encoding="utf-8").rstrip("\n") == text.rstrip("\n")
-    with pytest.raises(SummaryError, match=r"must end in \.html, \.md, \.txt, \.json"):
+    with pytest.raises(SummaryError, match=r"must end in \.txt, \.md, \.html, \.json"):
         comparison.save(tmp_path / "c.csv")
 
 
