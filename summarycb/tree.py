@@ -296,8 +296,8 @@ class ModelSummary(Forms):
         try:
             module = self.modules[path]
         except KeyError:
-            known = ", ".join(repr(p) for p in list(self.modules)[:8])
-            raise KeyError(f"no module at {path!r}; there are {len(self.modules)}: {known}, ...") from None
+            known = ", ".join([*map(repr, islice(self.modules, 8)), *["..."] * (len(self.modules) > 8)])
+            raise KeyError(f"no module at {path!r}; there are {len(self.modules)}: {known}") from None
         return module if module.shared_with is None else self[module.shared_with]
 
     @cached_property

@@ -62,7 +62,7 @@ def test_modules_are_found_by_path_in_definition_order() -> None:
     assert list(SUMMARY.modules) == ["", "fc", "head", "again"]
     assert SUMMARY["head"] is HEAD
     assert SUMMARY["again"] is FC, "a shared module is its owner"
-    with pytest.raises(KeyError, match="no module at 'hed'; there are 4: '', 'fc', 'head', 'again'"):
+    with pytest.raises(KeyError, match=r"no module at 'hed'; there are 4: '', 'fc', 'head', 'again'\"$"):
         SUMMARY["hed"]
 
 
