@@ -50,6 +50,10 @@ def summarize(
         raise SummaryError(f"mode must be 'same', 'train' or 'eval', not {mode!r}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise SummaryError(f"kwargs must be a mapping of names to inputs, not {type(kwargs).__name__}")
+    if unnamed := [name for name in kwargs or () if not isinstance(name, str)]:
+        raise SummaryError(f"kwargs must be a mapping of names to inputs; {unnamed[0]!r} is no name")
+    if type(backward) is not bool:
+        raise SummaryError(f"backward must be True or False, not {backward!r}")
     if not isinstance(args, tuple):
         raise SummaryError(f"args must be a tuple of positional inputs, as in (x,), not {type(args).__name__}")
     if input_size is not None and (args or kwargs):

@@ -268,6 +268,14 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: summarycb.summarize(LINEAR, kwargs=[1]),  # type: ignore[arg-type]
         "kwargs must be a mapping of names to inputs, not list",
     ),
+    "kwargs without names": (
+        lambda: summarycb.summarize(LINEAR, kwargs={0: torch.zeros(2, 3)}),  # type: ignore[dict-item]
+        "kwargs must be a mapping of names to inputs; 0 is no name",
+    ),
+    "backward": (
+        lambda: summarycb.summarize(LINEAR, input_size=(2, 3), backward="no"),  # type: ignore[arg-type]
+        "backward must be True or False, not 'no'",
+    ),
     "mode": (
         lambda: summarycb.summarize(LINEAR, mode="test"),  # type: ignore[arg-type]
         "mode must be 'same', 'train' or 'eval', not 'test'",
