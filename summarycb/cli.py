@@ -207,7 +207,14 @@ _SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
         "only",
         {"action": "append", "metavar": "KIND|GLOB", "help": "rows of this kind, or whose path fits; may be repeated"},
     ),
-    "--rows": ("most", {"type": _count, "metavar": "N", "help": "the first rows, the rest in one; -1 is all (30)"}),
+    "--rows": (
+        "most",
+        {
+            "type": _count,
+            "metavar": "N",
+            "help": "the first rows, the rest in one; -1 is all (default: 30, of a page 200)",
+        },
+    ),
 }
 """Each option of a comparison's table -> the field of :class:`summarycb.compared.Shown` that it is."""
 
