@@ -123,15 +123,20 @@ def test_a_copy_is_saved_before_anybody_waits(report: Report, copies: Path) -> N
         publisher.flush()
 
 
+def _ours() -> list[threading.Thread]:
+    """The oldest first."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("summarycb-")]
+
+
 def test_reports_are_written_one_after_another(blocked: Blocked, report: Report, copies: Path) -> None:
     """In one thread, in order, and no more than eight wait; the ninth is saved."""
     publisher = Publisher([blocked], timeout=60)
     reports = [Report(SUMMARY) for _ in range(9)]
     for step, one in enumerate(reports):
         publisher.publish(one, step=step)
-    while len(names := [t.name for t in threading.enumerate() if t.name.startswith("summarycb-")]) > 1:
-        time.sleep(0.01)  # that which saves the ninth
-    assert names == ["summarycb-Blocked"]
+    for saves_the_ninth in _ours()[1:]:
+        saves_the_ninth.join(30)
+    assert [thread.name for thread in _ours()] == ["summarycb-Blocked"]
     blocked.release.set()
     with pytest.warns(SummaryWarning) as warned:
         publisher.flush()
