@@ -194,6 +194,20 @@ def test_the_states_of_all_steps_are_read_by_what_joins_them() -> None:
     ]  # fmt: skip
 
 
+def test_a_call_of_a_module_that_is_called_again_is_told_by_its_number() -> None:
+    """Of all its calls, also where five of them are drawn as one."""
+
+    class Again(Recurrent):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell((super().forward(x) @ self.head.weight).sum(1))
+
+    summary = observed(Again("stack"), torch.rand(2, 5, 4))
+    labels = [node.label for node in contract(summary).nodes if node.detail == "GRUCell"]
+    assert labels == ["cell #1", "cell #6"]
+    labels = [node.label for node in contract(summary, fold=False).nodes if node.detail == "GRUCell"]
+    assert labels == [f"cell #{number}" for number in (1, 2, 3, 4, 5, 6)]
+
+
 class Counted(Stack):
     """A head on the last of twelve layers in a row, a sum of all, and two that join some."""
 

@@ -75,7 +75,12 @@ def drawn(contracted: Contracted, told: Told) -> Graph:
         copies[folded.first(number)].append(number)
     place = {first: id for id, first in enumerate(copies)}
     spans = {first: labels.span([units[number].path for number in found]) for first, found in copies.items()}
-    names = labels.apart({first: names for first, names in spans.items() if units[first].is_call})
+    seen: Counter[str] = Counter()
+    call = {}  # of its module, which one each unit is; not those that are drawn, or the one after five would be "#2"
+    for number, unit in enumerate(units):
+        seen[unit.path] += unit.is_call
+        call[number] = seen[unit.path]
+    names = labels.apart({first: names for first, names in spans.items() if units[first].is_call}, call)
     flows: dict[Pair, Tensors] = {}
     several: set[Pair] = set()  # in which more than one tensor flows at a time
     read: dict[Pair, Counter[int]] = defaultdict(Counter)  # by each target that is drawn as one, of how many sources

@@ -22,8 +22,8 @@ def of_several(paths: Sequence[str]) -> str:
     return ".".join(span(paths)[-2:])
 
 
-def apart(spans: Mapping[int, list[str]]) -> dict[int, str]:
-    """The last names of each, as many as tell it from the others, and a number for calls of the same module."""
+def apart(spans: Mapping[int, list[str]], call: Mapping[int, int]) -> dict[int, str]:
+    """The last names of each, as many as tell it from the others; those of one module by which ``call`` of it it is."""
     many = {unit: _to_a_name(names) for unit, names in spans.items()}
     for _ in range(max(map(len, spans.values()), default=0)):
         meant: dict[str, set[str]] = defaultdict(set)
@@ -32,12 +32,8 @@ def apart(spans: Mapping[int, list[str]]) -> dict[int, str]:
         for unit, names in spans.items():
             many[unit] += len(meant[".".join(names[-many[unit] :])]) > 1
     labels = {unit: ".".join(names[-many[unit] :]) for unit, names in spans.items()}
-    count, seen = Counter(labels.values()), Counter[str]()
-    for unit, label in labels.items():
-        if count[label] > 1:
-            seen[label] += 1
-            labels[unit] = f"{label} #{seen[label]}"
-    return labels
+    count = Counter(labels.values())
+    return {unit: f"{label} #{call[unit]}" if count[label] > 1 else label for unit, label in labels.items()}
 
 
 def _range(names: Sequence[str]) -> str:
