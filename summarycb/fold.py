@@ -88,9 +88,8 @@ def paths(roots: Sequence[Item]) -> Iterator[tuple[Item, str]]:
     stack = [(item, "") for item in reversed(roots)]
     while stack:
         item, above = stack.pop()
-        path = path_of(item, above)
-        yield item, path
-        stack.extend([(child, path) for child in reversed(item.children)])
+        yield item, path_of(item, above)
+        stack.extend([(child, path_within(item, above)) for child in reversed(item.children)])
 
 
 def path_of(item: Copied, above: str) -> str:
@@ -98,6 +97,11 @@ def path_of(item: Copied, above: str) -> str:
     if len(item.copies) == 1:
         return item.copies[0].path
     return f"{above}.{item.label}" if above else item.label
+
+
+def path_within(item: Item, above: str) -> str:
+    """The parent's path for an item's children: a sequence has a row, but no name in the paths of its modules."""
+    return path_of(item, above) if item.copies else above
 
 
 class _Plan(NamedTuple):

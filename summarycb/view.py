@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from summarycb.columns import COLUMNS, METRICS, Column, default_columns, main_metric, shares
 from summarycb.errors import SummaryError
-from summarycb.fold import Item, fold, path_of, paths
+from summarycb.fold import Item, fold, path_of, path_within, paths
 from summarycb.garbage import collection_paused
 from summarycb.headline import CONVENTION, headline, notes
 from summarycb.tree import OUTSIDE, ModelSummary, outside_row
@@ -208,7 +208,7 @@ class _Table:
                 rest[id(others)] = others
                 children[_MOST_SIBLINGS - 1 :] = [others]
             stack += [
-                (child, below, (*guides, place == len(children) - 1), path)
+                (child, below, (*guides, place == len(children) - 1), path_within(item, above))
                 for place, child in reversed(list(enumerate(children)))
             ]
         return rows, list(self._remarks(rows, hidden, depth))

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from summarycb.fold import Item, fold
+from summarycb.fold import Item, fold, paths
 from summarycb.specs import Spec, TensorSpec
 from summarycb.tree import CallGroup, ModuleSummary, Work
 from tests.literal import weight
@@ -77,6 +77,18 @@ def test_an_item_has_every_module_that_it_stands_for_in_definition_order() -> No
     (sequence,) = fold(row_of("abababab")).children
     assert (sequence.copies, sequence.times) == ((), 4)
     assert [[copy.path for copy in child.copies] for child in sequence.children] == [list("0246"), list("1357")]
+    pair = [module(f"h.{i}", "ab"[i % 2], module(f"h.{i}.fc", "cd"[i % 2])) for i in range(4)]
+    stacked = module("", "Net", module("h", "ModuleList", *pair))
+    # the sequence itself is in no module's path
+    assert [path for _, path in paths([fold(stacked)])] == [
+        "",
+        "h",
+        "h.0-3",
+        "h.0, 2",
+        "h.0, 2.fc",
+        "h.1, 3",
+        "h.1, 3.fc",
+    ]
 
 
 def test_every_module_is_in_one_item_and_without_folding_each_has_its_own() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from summarycb import units
 from summarycb.columns import COLUMNS, Column
-from summarycb.fold import Copied, Item, path_of
+from summarycb.fold import Copied, Item, path_of, path_within
 from summarycb.specs import ParameterSpec, sole, spec_text
 from summarycb.tree import OUTSIDE, ModelSummary, ModuleSummary
 from summarycb.units import clean
@@ -119,7 +119,8 @@ def rows(
             )
         )
         if deepest is None or level < deepest:
-            stack.extend([(child, level + 1, path) for child in reversed(item.children)])
+            within = path_within(item, above)
+            stack.extend([(child, level + 1, within) for child in reversed(item.children)])
     after = [*[row.level for row in found[1:]], 0]
     return [replace(row, ends=max(0, row.level - below + 1)) for row, below in zip(found, after, strict=True)]
 
