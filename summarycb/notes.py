@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
 from summarycb.collect.calls import BACKWARD, OUTSIDE, UNPLACED
 from summarycb.collect.modules import Held
@@ -109,7 +110,12 @@ def _structure_notes(records: Records, held: Sequence[Held]) -> list[Note]:
         never = [
             node.path
             for slot, (node, facts) in enumerate(zip(nodes, held, strict=True))
-            if slot not in called and node.alias_of is None and facts.parameters and node.path and outermost[slot]
+            if slot not in called
+            and node.alias_of is None
+            and facts.parameters
+            and node.path
+            and outermost[slot]
+            and not isinstance(node.module, nn.ParameterList | nn.ParameterDict)  # which nobody can call
         ]
         if never:
             notes.append(Note("never called", f"never called as a module: {_listed(never)}"))

@@ -275,6 +275,22 @@ def test_a_module_that_is_called_often_and_one_that_is_never() -> None:
     assert [note.text for note in summary.notes] == ["never called as a module: unused"]
 
 
+def test_a_list_of_parameters_is_not_said_to_be_never_called() -> None:
+    """It has parameters of its own, and no forward that anybody could call."""
+
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each = nn.ParameterList([torch.ones(3), torch.ones(3)])
+            self.named = nn.ParameterDict({"last": torch.ones(3)})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.each[0] * self.each[1] * self.named["last"]
+
+    summary = observed(Scales(), torch.zeros(2, 3))
+    assert ([m.own_params for m in summary.modules.values()], summary.notes) == ([0, 6, 3], ())
+
+
 def test_a_module_in_two_places() -> None:
     """The first place owns it, work and parameters; the second names the first."""
     shared = nn.Linear(3, 3)
