@@ -161,6 +161,19 @@ def test_an_accumulated_gradient_is_a_gradient() -> None:
     model.weight.grad = None  # it is in a cycle
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_batch_that_the_step_makes_is_a_batch(trained: bool) -> None:
+    """Also one whose gradient is wanted, as for forces or an attack; what another module has computed is not."""
+    first, second = nn.Linear(4, 3), nn.Linear(3, 2)
+    with summarycb.observe(nn.ModuleList([first, second])) as observation:
+        x = torch.rand(2, 4, requires_grad=trained)
+        second(first(x)).sum().backward()
+    assert observation.summary is not None
+    memory = observation.summary.memory
+    # x; between the two 2 x 3 values, and the loss
+    assert (memory.batch, memory.saved_activations) == (2 * 4 * 4, 2 * 3 * 4 + 4)
+
+
 def test_a_storage_that_grows() -> None:
     class Grows(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

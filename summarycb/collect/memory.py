@@ -130,7 +130,7 @@ class Memory:
             for tensor in tensors:
                 whole = whole and bool(storages(tensor))
                 found += self._follow(tensor, _BATCH, OUTSIDE, FORWARD)
-                if not tensor.requires_grad:  # a batch may be made, or moved to its device, within the step
+                if tensor.is_leaf:  # a batch may be made, or moved to its device, within the step
                     found += sum(self._turn(a, _BATCH) for a in self._made(tensor, _ACTIVATIONS) if a.call == OUTSIDE)
         self.batch = add(self.batch, found if whole else None)
         self._note(OUTSIDE, FORWARD)
