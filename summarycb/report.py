@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
+from summarycb.exits import native
 from summarycb.specs import spec_text
 from summarycb.tree import ModelSummary, ModuleSummary
 from summarycb.units import clean
@@ -174,7 +175,10 @@ class Report:
         for name, plot in plots.items():
             file = io.BytesIO()
             try:
-                plot().savefig(file, format="png", dpi=150)
+                with native() as in_time:
+                    if not in_time:
+                        return found
+                    plot().savefig(file, format="png", dpi=150)
             except ModuleNotFoundError:
                 return {}
             except Exception:  # nothing is known of it, or it cannot be drawn: no reason to lose all else

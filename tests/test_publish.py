@@ -350,6 +350,47 @@ def test_a_wait_that_is_interrupted_loses_nothing(tmp_path: Path) -> None:
         assert [summarycb.load(path) for path in folder.iterdir()] == [WRITTEN_OUT] * 2
 
 
+def test_an_exit_while_a_picture_is_drawn_is_not_a_crash(tmp_path: Path) -> None:
+    """Matplotlib's C++ calls Python; a thread that the interpreter's end stopped in it would kill the process."""
+    script = """
+import io, sys, threading, time
+from matplotlib import font_manager, ft2font
+from summarycb.publish import Publisher
+from summarycb.report import Report
+from summarycb.testing import RecordingTracker
+from summarycb.tree import ModelSummary
+from tests.test_trackers import SUMMARY
+drawing, ended = threading.Event(), threading.Event()
+font = open(font_manager.findfont("DejaVu Sans"), "rb").read()
+class Slow(io.BytesIO):
+    def read(self, *size):
+        drawing.set()
+        ended.wait(1)
+        return super().read(*size)
+ModelSummary.plot_memory = lambda summary: ft2font.FT2Font(Slow(font))
+class Draws(RecordingTracker):
+    def write(self, report, *, step):
+        report.images
+class Last:  # what modules hold goes as the interpreter ends: it takes longer than the picture
+    def __del__(self, wait=time.sleep):
+        wait(2)
+sys.last = Last()
+Publisher([Draws()], timeout=0).publish(Report(SUMMARY), step=0)
+drawing.wait(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "SUMMARYCB_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no answer within 0 s" in done.stderr
+
+
 def test_a_forked_process_leaves_to_its_parent_what_that_is_writing(tmp_path: Path) -> None:
     """The fork is made while a writer holds the lock; the child ends with nothing to say, and can publish itself."""
     code = SILENT + (
