@@ -171,7 +171,7 @@ class Report:
         """PNG files by name: memory through the step and what each block costs; none where matplotlib is missing."""
         plots: dict[str, Callable[[], Figure]] = {"memory": self.summary.plot_memory}
         plots |= {metric: partial(self.summary.plot_costs, metric=metric) for metric in _PLOTTED}
-        found = {}
+        found: dict[str, bytes] = {}
         for name, plot in plots.items():
             file = io.BytesIO()
             try:

@@ -227,6 +227,20 @@ def test_a_run_that_was_finished_early(wandb: Any, tmp_path: Path) -> None:
     assert not Path(run.dir, "model_summary.json").exists()
 
 
+def test_a_run_that_is_finished_while_it_is_written_to(wandb: Any, tmp_path: Path) -> None:
+    """As by accelerate's ``end_training`` without a ``flush`` before: it is told as of one that was finished before."""
+    run = wandb.init(project="p", dir=tmp_path)
+
+    class Late(Report):
+        @property
+        def text(self) -> str:  # type: ignore[override]
+            run.finish()
+            return super().text
+
+    with pytest.raises(SummaryError, match=f"^the run is finished; .*`summarycb push FILE wandb:<entity>/p/{run.id}`"):
+        resolve([run])[0].write(Late(SUMMARY), step=0)
+
+
 def test_a_folder_cannot_be_written(wandb: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Said before training, of a folder that is there and of one that is not; and by ``push``."""
     for where in (tmp_path, tmp_path / "nowhere"):

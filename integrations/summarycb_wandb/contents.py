@@ -25,22 +25,24 @@ _MOST_KEY = 250
 
 
 def fill(run: wandb.Run, report: Report, *, config: bool) -> None:
-    """Write it all to an open run; one that is finished raises before anything is written."""
-    if not run.disabled:
-        with writing(f"wandb:{run.id}"):
-            _fill(run, report, config)
-
-
-def _fill(run: wandb.Run, report: Report, config: bool) -> None:
-    import wandb
+    """Write it all to an open run; one that is finished raises, before anything is written if it was so by then."""
+    if run.disabled:
+        return
     from wandb.errors import UsageError
 
     try:
-        run.summary.update(report.metrics)
+        with writing(f"wandb:{run.id}"):
+            _fill(run, report, config)
     except UsageError:  # its text is of a call that nobody made
         where = f"{run.entity or '<entity>'}/{run.project}/{run.id}"
         push = f"summarycb push FILE wandb:{where}"
         raise SummaryError(f"the run is finished; once W&B's server has it, write to it with `{push}`") from None
+
+
+def _fill(run: wandb.Run, report: Report, config: bool) -> None:
+    import wandb
+
+    run.summary.update(report.metrics)
     for unknown in {f"{PREFIX}/{metric.name}" for metric in METRICS} - set(report.metrics):
         del run.summary[unknown]  # an earlier report may have known it
     if config:
