@@ -118,7 +118,7 @@ def _save(report: Report, step: int) -> str:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             saved = write(report.json, path).absolute()
-            return f"it is saved in {saved}; 'summarycb push --step {step}' writes it later"
+            return f"it is saved in {saved}; 'summarycb push --step {step} FILE TRACKER' writes it later"
         except Exception as error:
             faults.append(reason(error))
             with contextlib.suppress(OSError):

@@ -103,7 +103,7 @@ def test_flush_is_bounded_and_says_once_what_was_not_written(blocked: Blocked, r
     path, saved = the_copy(copies)
     assert warned == [
         "the model summary was not written to Raises: OSError: no space left; Blocked: no answer within 0.2 s; "
-        f"Raises: SystemExit: 3; it is saved in {path}; 'summarycb push --step 7' writes it later"
+        f"Raises: SystemExit: 3; it is saved in {path}; 'summarycb push --step 7 FILE TRACKER' writes it later"
     ]
     assert saved == SUMMARY
     assert good.reports == [(report, 7)]
@@ -143,7 +143,7 @@ def test_reports_are_written_one_after_another(blocked: Blocked, report: Report,
     path, _ = the_copy(copies)
     assert [str(w.message) for w in warned] == [
         "the model summary was not written to Blocked: did not come to more than 8 reports; "
-        f"it is saved in {path}; 'summarycb push --step 8' writes it later"
+        f"it is saved in {path}; 'summarycb push --step 8 FILE TRACKER' writes it later"
     ]
     assert blocked.steps == list(range(8))
 
@@ -231,7 +231,7 @@ def test_where_the_folder_cannot_be_written_the_temporary_one_is_taken(
         )
     else:
         path, saved = the_copy(temporary)
-        assert warned.endswith(f"; it is saved in {path}; 'summarycb push --step 0' writes it later")
+        assert warned.endswith(f"; it is saved in {path}; 'summarycb push --step 0 FILE TRACKER' writes it later")
         assert saved == SUMMARY
 
 
@@ -264,7 +264,7 @@ def test_flush_does_not_raise_where_warnings_are_errors(
     path, _ = the_copy(copies)
     message = (
         f"the model summary was not written to Raises: ValueError: no; it is saved in {path}; "
-        "'summarycb push --step 0' writes it later"
+        "'summarycb push --step 0 FILE TRACKER' writes it later"
     )
     assert caplog.record_tuples == [("summarycb", logging.WARNING, message)]
 
@@ -286,7 +286,7 @@ def test_what_no_tracker_could_be_opened_for_is_saved(copies: Path, monkeypatch:
     path, saved = the_copy(copies)
     assert [str(w.message) for w in warned] == [
         "the model summary was not written to 'mlflow': ConnectionError: no route to host; "
-        f"it is saved in {path}; 'summarycb push --step 0' writes it later"
+        f"it is saved in {path}; 'summarycb push --step 0 FILE TRACKER' writes it later"
     ]
     assert saved == hook.summary
 
@@ -364,8 +364,9 @@ drawing, ended = threading.Event(), threading.Event()
 font = open(font_manager.findfont("DejaVu Sans"), "rb").read()
 class Slow(io.BytesIO):
     def read(self, *size):
-        drawing.set()
-        ended.wait(1)
+        if not drawing.is_set():
+            drawing.set()
+            ended.wait(1)
         return super().read(*size)
 ModelSummary.plot_memory = lambda summary: ft2font.FT2Font(Slow(font))
 class Draws(RecordingTracker):

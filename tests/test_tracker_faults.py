@@ -376,7 +376,7 @@ def test_a_process_ends_though_its_server_hangs(servers: Callable[[], Server], c
     assert ended - float(done.stdout) < 30  # where the server is waited for, it is minutes
     said = (
         "the model summary was not written to MLflowTracker: no answer within 0.5 s; "
-        f"it is saved in {copy}; 'summarycb push --step 0' writes it later"
+        f"it is saved in {copy}; 'summarycb push --step 0 FILE TRACKER' writes it later"
     )
     assert done.stderr.count("Warning") == done.stderr.count(f"SummaryWarning: {said}\n") == 1
     assert summarycb.load(copy) == undisturbed()[1]
@@ -419,7 +419,7 @@ def test_a_fault(
     (message,) = [str(one.message) for one in warned]
     assert re.fullmatch(
         f"the model summary was not written to {tracker_name}: {fault.reason}; "
-        f"it is saved in {re.escape(str(copy))}; 'summarycb push --step 0' writes it later",
+        f"it is saved in {re.escape(str(copy))}; 'summarycb push --step 0 FILE TRACKER' writes it later",
         message,
     ), message
     assert logged == []  # nor is it said again there, or each try

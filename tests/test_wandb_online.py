@@ -224,6 +224,6 @@ def test_a_server_that_stops_while_a_run_is_active(
     assert message.startswith(
         "the model summary was not written to WandbTracker: AuthenticationError: Failed to verify"
     )
-    assert message.endswith(f"; it is saved in {path}; 'summarycb push --step 0' writes it later")
+    assert message.endswith(f"; it is saved in {path}; 'summarycb push --step 0 FILE TRACKER' writes it later")
     assert load(path) == hook.summary == load(f"wandb:{run.dir}")
     assert all(torch.equal(a, b) for a, b in zip(weights, train(3)[1], strict=True))
