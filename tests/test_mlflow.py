@@ -239,7 +239,7 @@ def test_the_reason_is_ours(client: Calls) -> None:
         raise ConnectionRefusedError("the user's own")
     except ConnectionRefusedError:
         with pytest.raises(
-            SummaryError, match=r": Run with id=nope not found; of another server or file, give summarycb_"
+            SummaryError, match=r": Run with id=nope not found; of another server or file, set MLFLOW_TRACKING_URI"
         ):
             MLflowTracker("nope", client).read()
 

@@ -155,8 +155,9 @@ class MLflowTracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            elsewhere = "of another server or file, give summarycb_mlflow.MLflowTracker(run_id, MlflowClient(uri))"
-            raise SummaryError(f"{error}; {elsewhere}, or as a summary what its read() gives") from None
+            elsewhere = "of another server or file, set MLFLOW_TRACKING_URI, or give summarycb_mlflow.MLflowTracker"
+            given = f"{elsewhere}(run_id, MlflowClient(uri)), or as a summary what its read() gives"
+            raise SummaryError(f"{error}; {given}") from None
 
     def _points(self, stored: Mapping[str, float], report: Report, step: int) -> list[Metric]:
         """The totals that are new. A metric cannot be taken back: what is unknown now is NaN."""
