@@ -84,8 +84,8 @@ SORTS = ("reference", "name", "created", "model", *COLUMNS)
 
 
 Record: TypeAlias = dict[str, Any]
-"""``reference``, ``name``, ``created``, ``model``, the figures of ``COLUMNS``, and as ``error`` why it cannot be read;
-else None.
+"""``reference``, ``name``, ``created``, ``model``, the figures of ``COLUMNS``, as ``failed`` what the step raised, else
+None (its figures are of what ran until then), and as ``error`` why the summary cannot be read, else None.
 
 ``name`` is what the tracker calls the run, and ``created`` when it says that the run began, as
 ``2026-11-22T17:42:39.250000+00:00``: always in UTC.
@@ -113,9 +113,10 @@ def _record(reference: str) -> Record:
     except Exception as error:  # of a library that a tracker is asked with, too: the others are still told
         from summarycb.trackers import reason
 
-        return {"reference": reference, **dict.fromkeys(SORTS[1:]), "error": reason(error)}
+        return {"reference": reference, **dict.fromkeys([*SORTS[1:], "failed"]), "error": reason(error)}
     figures = {name: value(summary) for name, (_, value, _) in COLUMNS.items()}
-    return {"reference": reference, **told, "model": summary.root.type_name, **figures, "error": None}
+    failed = None if summary.failure is None else summary.failure.error
+    return {"reference": reference, **told, "model": summary.root.type_name, **figures, "failed": failed, "error": None}
 
 
 def _told(reference: str) -> Record:
@@ -150,4 +151,5 @@ def _cells(record: Record, named: bool) -> tuple[str, ...]:
         return (*[""] * named, "", "not read", *[""] * len(COLUMNS))
     names = (record["name"] or units.UNKNOWN,) if named else ()
     created = units.UNKNOWN if record["created"] is None else record["created"][:_TO_SECONDS].replace("T", " ")
-    return (*names, created, record["model"], *[write(record[name]) for name, (_, _, write) in COLUMNS.items()])
+    model = f"{record['model']}, failed" if record["failed"] else record["model"]
+    return (*names, created, model, *[write(record[name]) for name, (_, _, write) in COLUMNS.items()])

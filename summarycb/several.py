@@ -78,6 +78,7 @@ def several(comparison: Comparison, shown: Shown) -> View:
     if shown.most is not None and len(rows) > shown.most:
         rest = len(rows) - shown.most + 1
         rows[shown.most - 1 :] = [Row("", f"… {rest:,} more rows", (), ("",) * (len(numbers) + 1))]
+    rows = [*_conditions(pairs), *totals, *rows]
     least = max([len(cell) for row in totals for cell in row.cells], default=0)
     per = [("per", (f"{comparison.per}: work and saved activations",))] if comparison.per is not None else []
     return View(
@@ -87,8 +88,8 @@ def several(comparison: Comparison, shown: Shown) -> View:
             Heading("what", "left", least=_LEAST_TEXT),
             *[Heading(number, "left", least=max(least, _LEAST_TEXT)) for number in numbers],
         ),
-        rows=(*_conditions(pairs), *totals, *rows),
-        notes=tuple(_notes(pairs, shown)),
+        rows=tuple(rows),
+        notes=tuple(_notes(pairs, shown)) if rows or shown.only else ("nothing changed",),
     )
 
 

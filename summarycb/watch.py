@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -102,9 +103,9 @@ class Watch:
         self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
         self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
         self._selection = Selection(depth, columns)
-        if not isinstance(step, int) or isinstance(step, bool):
+        if not isinstance(step, Integral) or isinstance(step, bool):
             raise SummaryError(f"step must be an integer, not {step!r}")
-        self._verbose, self._step, self._context = verbose, step, context
+        self._verbose, self._step, self._context = verbose, int(step), context
         self._timeout = check_timeout(timeout)
         self._baseline = baseline
         self._baseline.read(rank_zero=_is_rank_zero(), alone=_is_alone(), timeout=self._timeout)

@@ -162,6 +162,7 @@ def test_all_runs_of_an_experiment(
         "created": "2026-01-01T00:00:00.123000+00:00",
         "model": "Residual",
         **figures,
+        "failed": None,
         "error": None,
     }
     assert [one["created"] for one in records[1:]] == [f"1970-01-01T00:00:0{s}+00:00" for s in (5, 4, 3, 1)]

@@ -21,7 +21,7 @@ from summarycb import SummaryError, load, references
 from summarycb.cli import main
 from summarycb.references import expand
 from summarycb.report import Report
-from summarycb.step import Memory
+from summarycb.step import Failure, Memory
 from summarycb.trackers import open_reference
 from summarycb_mlflow import server
 from tests.literal import ROOT, SUMMARY
@@ -376,7 +376,7 @@ def test_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     records = json.loads(capsys.readouterr().out)
     assert records[0] == {
         "reference": "b.html", "name": None, "created": None, "model": "Middle", "params": 20, "forward_macs": 78,
-        "step_flops": 324, "saved_activations": 84, "memory_peak": 512, "error": None,
+        "step_flops": 324, "saved_activations": 84, "memory_peak": 512, "failed": None, "error": None,
     }  # fmt: skip
     assert [one["reference"] for one in records] == ["b.html", "a.json", "bad.json"]
     assert main([*asked, "--format", "csv"]) == 0
@@ -387,3 +387,13 @@ def test_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         "summarycb: sort must be None or a column, not 'size'; allowed: reference, name, created, model, params, "
         "forward_macs, step_flops, saved_activations, memory_peak\n"
     )
+
+
+def test_a_step_that_failed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its figures are of what ran until then."""
+    replace(SUMMARY, failure=Failure("RuntimeError", "forward")).save(tmp_path / "a.json")
+    assert main(["runs", str(tmp_path / "a.json"), "--format", "json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["failed"] == "RuntimeError"
+    (row,) = references.view("a.json", [record]).rows
+    assert row.cells[:3] == ("?", "Net, failed", "20")
