@@ -157,25 +157,32 @@ def _mode(training: object) -> str:
 
 
 @lru_cache(1024)
-def settings(before: str, after: str) -> dict[str | int, tuple[str, str]]:
-    """The settings that differ, by name, or by place without one; of other settings all as one."""
-    if before == after:
-        return {}
-    a, b = _split(before), _split(after)
-    if [x.partition("=")[0] for x in a] != [y.partition("=")[0] for y in b] and len(a) != len(b):
-        return {0: (before or "nothing set", after or "nothing set")}
-    found: dict[str | int, tuple[str, str]] = {}
-    for place, (x, y) in enumerate(zip(a, b, strict=True)):
-        if x != y:
-            name, equals, value = x.partition("=")
-            found[name if equals else place] = (value if equals else x), y.removeprefix(name + equals)
-    return found
+def settings(before: str, after: str) -> dict[str | int, tuple[str | None, str | None]]:
+    """The settings that differ, by name, or by place without one, None where it is not set; of others all as one."""
+    a, b = _named(before), _named(after)
+    found = {key: (a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)}
+    whole = any(isinstance(key, int) and None in both for key, both in found.items())
+    return {0: (before or "nothing set", after or "nothing set")} if whole or (before != after and not found) else found
 
 
 def settings_text(before: str, after: str) -> str:
     """The same in words."""
-    pairs = settings(before, after).items()
-    return ", ".join([f"{f'{key}=' if isinstance(key, str) else ''}{x} → {y}" for key, (x, y) in pairs])
+    return ", ".join([_turned(key, x, y) for key, (x, y) in settings(before, after).items()])
+
+
+def _turned(key: str | int, before: str | None, after: str | None) -> str:
+    if before is None or after is None:
+        return f"with {key}={after}" if before is None else f"without {key}={before}"
+    return f"{f'{key}=' if isinstance(key, str) else ''}{before} → {after}"
+
+
+def _named(config: str) -> dict[str | int, str]:
+    found: dict[str | int, str] = {}
+    for place, one in enumerate(_split(config) if config else ()):
+        name, equals, value = one.partition("=")
+        known = equals and name not in found
+        found[name if known else place] = value if known else one
+    return found
 
 
 def _split(config: str) -> list[str]:

@@ -217,7 +217,8 @@ def _turned(edit: Edit) -> dict[str | int, tuple[str, str]]:
         return {}
     if edit.a.type_name != edit.b.type_name:
         return {"type": (edit.a.type_name, edit.b.type_name)}
-    return settings(edit.a.config, edit.b.config)
+    differing = settings(edit.a.config, edit.b.config).items()
+    return {key: (ABSENT if a is None else a, ABSENT if b is None else b) for key, (a, b) in differing}
 
 
 def _where(edit: Edit) -> str:

@@ -343,6 +343,24 @@ def test_an_input_is_told_where_the_output_is_the_same() -> None:
     assert said(SUMMARY, with_root(both, HEAD, AGAIN)) == [("shapes", "fc", "output [2, 3] → [5, 3]")]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "details"),
+    [
+        ("4, 3, kernel_size=(3, 3), bias=False", "4, 3, kernel_size=(3, 3), groups=4, bias=False", "with groups=4"),
+        ("8, 8, padding=(1, 1)", "8, 2", "8 → 2, without padding=(1, 1)"),
+        ("", "inplace=True", "with inplace=True"),
+        ("4, 3", "4, 3, 2", "4, 3 → 4, 3, 2"),
+        ("", "(4,)", "nothing set → (4,)"),
+        ("a=1, a=2", "a=1, a=3", "a=2 → a=3"),
+        ("a=1, b=2", "b=2, a=1", "a=1, b=2 → b=2, a=1"),
+    ],
+)
+def test_of_the_settings_those_that_differ_are_said(before: str, after: str, details: str) -> None:
+    """A convolution does not tell its default settings: one that has groups has one setting more."""
+    a, b = (with_root(replace(FC, config=config), HEAD, AGAIN) for config in (before, after))
+    assert said(a, b) == [("changed", "fc", details)]
+
+
 def test_calls_that_had_other_figures_had_the_same_outputs() -> None:
     """Two calls alike are one group, of which one may save less than the other: nothing is said of their shapes."""
     given, gave = (tensor(2, 4),), tensor(2, 3)
