@@ -216,7 +216,11 @@ def _again(before: ModuleSummary, after: ModuleSummary) -> str:
 
 
 def _specs(before: Spec, after: Spec) -> str:
-    """Both by their shapes; where these are equal by the dtype alone, or else by all that is known of each tensor."""
+    """Both by their shapes; where these are equal by the dtype alone, or else by all that is known of each tensor.
+
+    Of what is long the first that differs is told, by the names that lead there: a cache of keys and values is longer
+    in each layer, and the layers' rows are one where their words are the same.
+    """
     texts = spec_text(before), spec_text(after)
     if texts[0] == texts[1]:
         texts = _typed(before), _typed(after)
@@ -226,7 +230,37 @@ def _specs(before: Spec, after: Spec) -> str:
             ((one, other),) = dtypes
             if texts[0].replace(f" {one} ", f" {other} ") == texts[1]:
                 return f"{one} → {other}"
-    return " → ".join(texts)
+    if sum(map(len, texts)) <= _MOST_TEXT:
+        return " → ".join(texts)
+    first, *others = [*_apart(before, after)] or [" → ".join(texts)]
+    return first + ", and others" * bool(others)
+
+
+_MOST_TEXT = 100
+
+
+def _apart(before: Spec, after: Spec, path: str = "") -> Iterator[str]:
+    """What differs within two nestings."""
+    a, b = _items(before), _items(after)
+    write = _typed if spec_text(before) == spec_text(after) else spec_text
+    one, other = (spec.type_name if isinstance(spec, Nested) else write(spec) for spec in (before, after))
+    if type(before) is not type(after) or not (a and b):
+        yield f"{path} {one} → {other}".lstrip()
+        return
+    if isinstance(before, Nested) and one != other:
+        yield f"{path} {one} → {other}".lstrip()
+    for name in a | b:
+        there = f"{path}.{name}".lstrip(".")
+        if name not in a or name not in b:
+            yield f"{'with' if name in b else 'without'} {there}"
+        elif a[name] != b[name]:
+            yield from _apart(a[name], b[name], there)
+
+
+def _items(spec: Spec) -> dict[str, Spec]:
+    if isinstance(spec, tuple):
+        return {str(place): item for place, item in enumerate(spec)}
+    return dict(spec.items_) if isinstance(spec, Nested) else {}
 
 
 def _typed(spec: Spec) -> str:

@@ -17,7 +17,7 @@ from summarycb import Comparison, ModelSummary, SummaryError, compare
 from summarycb.changes import FIGURES, Delta, total
 from summarycb.compared import percent
 from summarycb.dataflow import Dataflow, FlowCall
-from summarycb.specs import Nested, TensorSpec
+from summarycb.specs import Nested, Spec, TensorSpec
 from summarycb.step import Failure, Note
 from summarycb.tree import ModuleSummary, Work
 from tests.edited import MADE, made
@@ -341,6 +341,39 @@ def test_an_input_is_told_where_the_output_is_the_same() -> None:
     assert said(SUMMARY, with_root(longer, HEAD, AGAIN)) == [("shapes", "fc", "input ([2, 4],) → ([5, 4],)")]
     both = replace(FC, call_groups=(group(2, (tensor(5, 4),), tensor(5, 3), Work(48, 48, 0, 64, 0)),))
     assert said(SUMMARY, with_root(both, HEAD, AGAIN)) == [("shapes", "fc", "output [2, 3] → [5, 3]")]
+
+
+def test_of_long_inputs_what_differs_is_told() -> None:
+    """Each layer of a decoder is given the cache of those before it: more in each, and the same in words."""
+
+    def layers(heads: int) -> ModelSummary:
+        def given(count: int) -> Nested:
+            pair = Nested("Layer", (("keys", tensor(2, heads, 16, 8)), ("values", tensor(2, heads, 16, 8))))
+            return Nested("arguments", (("x", tensor(2, 16, 32)), ("cache", Nested("Cache", (("of", (pair,) * count),)))))
+
+        calls = [(group(1, given(count), tensor(2), Work()),) for count in (1, 2)]
+        blocks = [replace(FC, path=f"h.{n}", name=str(n), call_groups=called) for n, called in enumerate(calls)]
+        return with_root(ModuleSummary("h", "h", "List", call_groups=(), children=tuple(blocks)))
+
+    (row,) = compare(layers(4), layers(2)).rows
+    assert (row.path, row.times) == ("h.*", 2)
+    assert row.details == "input cache.of.0.keys [2, 4, 16, 8] → [2, 2, 16, 8], and others"
+
+    def answering(value: Spec) -> ModelSummary:
+        return with_root(replace(FC, call_groups=(group(1, (tensor(2, 4),), value, Work()),)), HEAD, AGAIN)
+
+    many = tuple((f"state_{n}", tensor(2, 8, 32)) for n in range(8))
+    whole = Nested("Output", many)
+    for other, details in (
+        (Nested("Output", many[1:]), "output without state_0"),
+        (Nested("dict", many), "output Output → dict"),
+        (Nested("Output", (*many[:7], ("state_7", None))), "output state_7 [2, 8, 32] → None"),
+        (Nested("Output", (*many[:7], ("state_7", whole))), "output state_7 [2, 8, 32] → Output"),
+        (None, "output Output → None"),
+    ):
+        assert said(answering(whole), answering(other)) == [("shapes", "fc", details)]
+    (turned,) = said(answering(whole), answering(Nested("Output", many[::-1])))
+    assert turned[2] == f"output {whole} → {Nested('Output', many[::-1])}"
 
 
 @pytest.mark.parametrize(
