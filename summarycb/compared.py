@@ -113,7 +113,7 @@ def _of_two(comparison: Comparison, shown: Shown) -> View:
         headline=tuple(_headline(comparison)),
         columns=(
             Heading("what", "left", "what", least=_LEAST_WHAT),
-            *[Heading(title + _mark(comparison, name).strip()) for name, title in COLUMNS.items()],
+            *[Heading(title + _mark(comparison, name).strip(), key=f"delta_{name}") for name, title in COLUMNS.items()],
         ),
         rows=tuple(shown_rows),
         notes=tuple(_notes(comparison, told, silent, shown)),

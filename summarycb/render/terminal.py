@@ -186,7 +186,7 @@ def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]
     columns = [_aligned(cells) if figures else cells for cells, figures in zip(columns, right, strict=True)]
     natural = [max(map(cell_len, [title, *cells])) for title, cells in zip(header, columns, strict=True)]
     worth = [
-        3 if figures else _WORTH.get(column.key, 0) for column, figures in zip(view.columns, right[1:], strict=True)
+        _WORTH.get(column.key, 3 if figures else 0) for column, figures in zip(view.columns, right[1:], strict=True)
     ]
     narrow = any(row.guides for row in view.rows) or any(column.least for column in view.columns)
     least = [min(natural[0], _LEAST_NAME if narrow else min(max(_LEAST_NAME, width // 2), _LEAST_PATH))]
@@ -209,8 +209,10 @@ def _table(view: View, width: int, styled: bool) -> tuple[list[_Line], list[str]
     return lines, [title for title, space in zip(header, widths, strict=True) if title and not space]
 
 
-_WORTH = {"bar": 1, "type": 2, "input": 2, "output": 2, "what": 2}
-"""What goes later than other columns where there is no room; figures, worth 3, go last."""
+_WORTH = {"bar": 1, "delta_backward_macs": 1, "type": 2, "input": 2, "output": 2, "what": 2}
+"""What goes later than other columns where there is no room; figures, worth 3, go last, but for one: backward work is
+mostly as forward work is, and says less than what a change is.
+"""
 _LEAST = {0: 16, 2: 10}
 """To how many characters a column is shortened before one goes, by its worth; figures and bars never are."""
 _STYLES = {"type": "dim", "config": "dim", "bar": "cyan"}
