@@ -28,7 +28,8 @@ COLUMNS = {
 }
 HEADLINE = ("params", "forward_macs", "backward_flops", "step_flops", "saved_activations", "memory_peak")
 _LEAST_WHAT = 16
-_WORDS = {"figures": "did other work", "shapes": "did it on other shapes"}
+WORDS = {"figures": "did other work", "shapes": "did it on other shapes"}
+"""What is said of the kinds whose names are for ``only``."""
 _IN_BYTES = ("saved_activations", "weight_copies", "gradients", "optimizer_state")
 
 
@@ -177,7 +178,7 @@ def _at_depth(rows: Sequence[Change], depth: int) -> Iterator[_Line]:
         kinds: dict[str, int] = defaultdict(int)
         for row in within:
             kinds[row.kind] += row.times
-        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        said = ", ".join(f"{count} {WORDS.get(kind, kind)}" for kind, count in kinds.items())
         yield _Line(f"~ {path or '(root)'}", said, 1, [_deltas(row) for row in within])
 
 
@@ -247,14 +248,20 @@ def headline_names(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _besides(comparison: Comparison) -> Iterator[str]:
-    """The totals that changed in another way than the parameters: some were frozen, or the optimizer is another."""
-    params, trainable, state = (
-        comparison.metrics[name].delta for name in ("params", "trainable_params", "memory_optimizer_state")
+    """The totals that changed in another way than those beside them.
+
+    Of what is frozen, of another optimizer, and of what runs again in backward, as with checkpoints.
+    """
+    params, trainable, state, step, hardware = (
+        comparison.metrics[name].delta
+        for name in ("params", "trainable_params", "memory_optimizer_state", "step_flops", "hardware_flops")
     )
     if trainable != params:
         yield "trainable_params"
     if state and not params:
         yield "memory_optimizer_state"
+    if hardware and not step:
+        yield "hardware_flops"
 
 
 def _mark(comparison: Comparison, name: str) -> str:
@@ -271,7 +278,7 @@ def _notes(comparison: Comparison, told: Sequence[Change], silent: Sequence[Chan
         yield same + (alone if told and shown.depth is None else "")
     marks: dict[str, list[str]] = defaultdict(list)
     for kind in [kind for kind in KINDS if any(row.kind == kind for row in told)]:
-        marks[MARKS[kind]].append(_WORDS.get(kind, kind))
+        marks[MARKS[kind]].append(WORDS.get(kind, kind))
     if marks and shown.depth is None:
         yield ", ".join([f"{mark} {' or '.join(words)}" for mark, words in marks.items()])
     if not comparison.comparable:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from summarycb.changes import Change, Edit, numberless, of_one, pattern, total
 from summarycb.compare import Comparison
-from summarycb.compared import MARKS, SILENT, Shown, at_level, chosen, headline_names, title, whole, writer
+from summarycb.compared import MARKS, SILENT, WORDS, Shown, at_level, chosen, headline_names, title, whole, writer
 from summarycb.details import settings, settings_text
 from summarycb.tree import ModuleSummary
 from summarycb.view import Heading, Row, View
@@ -251,8 +251,8 @@ def _at_depth(asked: Sequence[Sequence[Change]], depth: int) -> Iterator[Row]:
         for edit in [edit for row in rows for edit in row.edits]:
             found[at_level(edit.path if edit.a is None else edit.a.path, depth)][run][edit.kind] += 1
     for path, kinds in found.items():
-        cells = [", ".join([f"{count} {kind}" for kind, count in each.items()]) or SAME for each in kinds]
-        yield Row("", path or "(root)", (), ("", "", *cells))
+        told = [[f"{count} {WORDS.get(kind, kind)}" for kind, count in each.items()] for each in kinds]
+        yield Row("", path or "(root)", (), ("", "", *[", ".join(each) or SAME for each in told]))
 
 
 def _notes(pairs: Sequence[Comparison], shown: Shown) -> Iterator[str]:

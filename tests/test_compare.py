@@ -15,7 +15,7 @@ import pytest
 
 from summarycb import Comparison, ModelSummary, SummaryError, compare
 from summarycb.changes import FIGURES, Delta, total
-from summarycb.compared import percent
+from summarycb.compared import Shown, percent
 from summarycb.dataflow import Dataflow, FlowCall
 from summarycb.specs import Nested, Spec, TensorSpec
 from summarycb.step import Failure, Note
@@ -358,6 +358,8 @@ def test_of_long_inputs_what_differs_is_told() -> None:
     (row,) = compare(layers(4), layers(2)).rows
     assert (row.path, row.times) == ("h.*", 2)
     assert row.details == "input cache.of.0.keys [2, 4, 16, 8] → [2, 2, 16, 8], and others"
+    above = compare(layers(4), layers(2)).view(Shown(depth=1, only=("shapes",))).rows[0]
+    assert (above.label, above.cells[0]) == ("~ h", "2 did it on other shapes")
 
     def answering(value: Spec) -> ModelSummary:
         return with_root(replace(FC, call_groups=(group(1, (tensor(2, 4),), value, Work()),)), HEAD, AGAIN)
@@ -417,6 +419,28 @@ def test_of_a_long_path_the_mark_and_the_end_are_shown() -> None:
     ]
     assert line.startswith("+ …")
     assert ".and.then.some.norm " in line
+
+
+def test_in_eighty_columns_what_changed_has_room() -> None:
+    """Backward work, which is mostly as forward work is, goes before it."""
+    deep = replace(FC, path="a.model.that.is.within.many.others.and.then.some.fc")
+    wide = replace(deep, config=deep.config.replace("out_features=3", "out_features=6"))
+    text = compare(with_root(deep, HEAD, AGAIN), with_root(wide, HEAD, AGAIN)).to_text(width=80)
+    assert [line for line in text.splitlines() if "what" in line or ".fc" in line or "no room" in line] == [
+        "module                       what               Δ params Δ fwd MACs Δ saved act.",
+        "~ …y.others.and.then.some.fc out_features=3 → 6        0          0          0 B",
+        "no room for Δ bwd FLOPs",
+    ]
+
+
+def test_work_that_runs_again_is_in_the_headline_where_no_other_total_has_it() -> None:
+    """Checkpoints on: the model does the same work, and less is saved; what that costs is said beside it."""
+    again = replace(FC, call_groups=(group(2, (tensor(2, 4),), tensor(2, 3), Work(48, 48, 48, 0, 0)),))
+    c = compare(SUMMARY, with_root(again, HEAD, AGAIN))
+    heading, (said_of_it,) = c.view().headline[-1]
+    assert heading == "hardware FLOPs"
+    assert "(+96, " in said_of_it  # 48 MACs x 2
+    assert "hardware FLOPs" not in dict(compare(SUMMARY, with_root(HEAD, AGAIN)).view().headline)
 
 
 def test_one_parameter_that_froze_is_named() -> None:
