@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from summarycb.alignment import align, common_subsequence
 from summarycb.tree import ModuleSummary
 
 _LIKE_HERE, _LIKE_ANYWHERE = 0.5, 0.6
+_NEAR = 3
+"""A single layer is looked for in what is at most so many levels above it: within two that are new, or gone."""
 _MOST_LOOKED_AT = 10_000
 """So many pairs of subtrees are asked how much they are alike."""
 
@@ -271,7 +274,8 @@ class _Matcher:
 
     def _keys(self, tree: Tree, hashes: _Hashes, place: int, anchor: int | None) -> Iterator[Hashable]:
         number, name = hashes.nameless[place], tree.modules[place].name
-        yield from ((number, anchor, name), (number, anchor))
+        if tree.sizes[place] > 1 or tree.anchor(place) in islice(tree.above(place), _NEAR):
+            yield from ((number, anchor, name), (number, anchor))
         if tree.sizes[place] > 1 or tree.parents[place] == tree.anchor(place):
             yield from ((number, name), number)
 

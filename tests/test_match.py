@@ -316,6 +316,30 @@ def test_numbers_are_places_in_a_list_and_names_in_a_dict(
     assert found == rows
 
 
+def test_a_layer_deep_in_what_is_called_otherwise_is_not_taken_for_one_at_the_top() -> None:
+    """BERT -> DistilBERT: each projection is still in its block, though the new layer at the top is as large as one."""
+
+    def model(body: str, attention: Node, *top: Node) -> ModelSummary:
+        block = Node("Block", children=[attention, Node("Linear", "fc", (2, 7))])
+        inside = Node(
+            body, body, children=[Node("Embedding", "words", (9, 2)), Node("ModuleList", "h", children=[block])]
+        )
+        return replace(SUMMARY, root=Node("Net", children=[inside, *top]).summary())
+
+    def linears(*names: str) -> list[Node]:
+        return [Node("Linear", name, (2, 2)) for name in names]
+
+    a = model("Bert", Node("Attention", "att", children=[Node("Self", "self", children=linears("query", "key"))]))
+    b = model("Distil", Node("Attention", "att", children=linears("q_lin", "k_lin")), *linears("pre"))
+    paths = {edit.b.path: edit.a and edit.a.path for row in compare(a, b).rows for edit in row.edits if edit.b}
+    assert paths == {
+        "Distil": "Bert",
+        "Distil.h.0.att.q_lin": "Bert.h.0.att.self.query",
+        "Distil.h.0.att.k_lin": "Bert.h.0.att.self.key",
+        "pre": None,
+    }
+
+
 @CASES
 @given(st.integers(0, 2**32))
 @example(4697)  # a part of what is equal throughout has moved before
