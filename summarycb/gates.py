@@ -196,7 +196,9 @@ def check(
     )
     for gate in parsed:
         if not any(verdict.findings for verdict in verdicts if verdict.gate is gate):
-            raise SummaryError(f"{gate.text!r}: no module of {', '.join(comparison.names)} fits {gate.pattern!r}")
+            first, *others = comparison.names
+            found = f"no module of {', '.join(others)} fits {gate.pattern!r}, and none that was removed from {first}"
+            raise SummaryError(f"{gate.text!r}: {found}")
     return verdicts
 
 

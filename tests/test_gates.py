@@ -82,7 +82,7 @@ FORM = (
             "memory_peak>5GB",
             "'memory_peak>5GB': 'GB' is no unit of memory_peak; allowed: K, M, G, T, B, KiB, MiB, GiB, TiB, %, or none",
         ),
-        ("params:g.*>0", "'params:g.*>0': no module of 1, 2 fits 'g.*'"),
+        ("params:g.*>0", "'params:g.*>0': no module of 2 fits 'g.*', and none that was removed from 1"),
     ],
 )
 def test_what_is_no_gate(text: str, message: str) -> None:
@@ -185,6 +185,19 @@ def test_the_whole_verdict(case: str) -> None:
     (verdict,) = gates.check(compare(a, b), [gate])
     assert str(verdict) == text
     assert verdict.failed == (verdict.outcome != "passed")
+
+
+def test_a_pattern_of_paths_that_were_renamed_is_an_error() -> None:
+    """It is not said that no module of the first fits, where all do: the gate is to be written anew."""
+    h = net(1).root.children[0]
+    renamed = replace(net(1).root, children=(replace(h, path="g", name="g", children=()),))
+    before = replace(net(1).root, children=(replace(h, children=()),))
+    comparison = compare(replace(net(1), root=before), replace(net(1), root=renamed))
+    assert [row.kind for row in comparison.rows] == ["renamed"]
+    with pytest.raises(
+        SummaryError, match=r"^'params:h>0': no module of 2 fits 'h', and none that was removed from 1$"
+    ):
+        gates.check(comparison, ["params:h>0"])
 
 
 def test_what_a_wrapper_holds_was_there_before() -> None:
