@@ -231,7 +231,7 @@ def test_what_is_asked_for_is_what_the_page_shows(comparison: Comparison, tmp_pa
 
     page = parse(comparison.to_html(depth=1))
     assert changes(page) == [
-        ["~ h", "24 resized, 12 figures, 1 removed", "+384"],
+        ["~ h", "24 resized, 12 did other work, 1 removed", "+384"],
         ["+ norm", "LayerNorm", "+16"],
         ["= sum of the rows", "", "+400"],
     ]
