@@ -103,9 +103,7 @@ class Watch:
         self._model: weakref.ref[nn.Module] | None = weakref.ref(check_model(model))
         self._optimizers = [weakref.ref(given) for given in check_optimizers(optimizer)]
         self._selection = Selection(depth, columns)
-        if not isinstance(step, Integral) or isinstance(step, bool):
-            raise SummaryError(f"step must be an integer, not {step!r}")
-        self._verbose, self._step, self._context = verbose, int(step), context
+        self._verbose, self._step, self._context = verbose, _check_step(step), context
         self._timeout = check_timeout(timeout)
         self._baseline = baseline
         self._baseline.read(rank_zero=_is_rank_zero(), alone=_is_alone(), timeout=self._timeout)
@@ -344,3 +342,10 @@ def _close(watch: weakref.ref[Watch]) -> None:
         except GateError as error:  # there is no second step to be stopped
             warn(str(error))
         alive.flush()
+
+
+def _check_step(step: object) -> int:
+    """Also one of NumPy's; a bool is an int to Python, and no step."""
+    if not isinstance(step, Integral) or isinstance(step, bool):
+        raise SummaryError(f"step must be an integer, not {step!r}")
+    return int(step)

@@ -8,12 +8,14 @@ import sys
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import summarycb
 from summarycb.errors import SummaryError
+from summarycb.testing import RecordingTracker
 from tests.trainings import NOTHING, Case, left_behind, loss_of, step
 
 # Linear(3, 4) on a batch of 2, its input needs no gradient: 2 x 3 x 4 forward, as much for the weight's gradient.
@@ -69,6 +71,16 @@ def test_a_step_that_is_no_number_raises_at_once(wrong: Any) -> None:
     """No tracker would take it, or take it for another."""
     with pytest.raises(SummaryError, match=f"^step must be an integer, not {wrong!r}$"):
         summarycb.watch(nn.Linear(3, 4), step=wrong)
+
+
+def test_a_step_may_be_of_numpy() -> None:
+    """As one that was read from an array of what was done before; trackers are given a plain one."""
+    model, optimizer = net()
+    tracker = RecordingTracker()
+    hook = summarycb.watch(model, trackers=[tracker], verbose=False, step=np.int64(7))  # type: ignore[arg-type]
+    step(model, optimizer, *batch())
+    hook.flush()
+    assert [(given, type(given)) for _, given in tracker.reports] == [(7, int)]
 
 
 def test_training_in_eval_mode_counts() -> None:
