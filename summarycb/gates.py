@@ -2,9 +2,9 @@
 
 A gate is ``METRIC[:PATTERN] OP LIMIT``, and says what is *not* allowed: with ``params>+5%`` a model fails that has over
 five percent more parameters. OP is one of ``>``, ``>=``, ``<``, ``<=`` and ``!=``. METRIC is a total of the step, or,
-with a pattern, a figure of modules: each module whose path in the second summary fits is held to it by itself, with all
-that is in it; one that was removed goes by its path in the first. LIMIT is a number, with K, M, G or T (decimal) or B,
-KiB, MiB, GiB or TiB, or a percentage.
+with a pattern, a figure of modules: each module whose path fits, in the first summary or in the second, is held to it
+by itself, with all that is in it; so a gate holds for what was renamed, too. LIMIT is a number, with K, M, G or T
+(decimal) or B, KiB, MiB, GiB or TiB, or a percentage.
 
 What a limit is of: one with a sign, or in percent, is of the change, percent of the figure in the first summary; one
 without is of the figure in the second. A bare 0 is of the change as well, since every figure is more than nothing.
@@ -196,9 +196,7 @@ def check(
     )
     for gate in parsed:
         if not any(verdict.findings for verdict in verdicts if verdict.gate is gate):
-            first, *others = comparison.names
-            found = f"no module of {', '.join(others)} fits {gate.pattern!r}, and none that was removed from {first}"
-            raise SummaryError(f"{gate.text!r}: {found}")
+            raise SummaryError(f"{gate.text!r}: no module of {', '.join(comparison.names)} fits {gate.pattern!r}")
     return verdicts
 
 
@@ -244,7 +242,9 @@ def _figures(pair: Comparison, gate: Gate) -> Iterator[tuple[str | None, Delta]]
         return
     a, b = pair.matching.a, pair.matching.b
     for place, module in enumerate(b.modules):
-        if fnmatchcase(module.path, gate.pattern):
+        partner = b.partner[place]
+        known = [module.path] if partner is None else [module.path, a.modules[partner].path]
+        if any(fnmatchcase(path, gate.pattern) for path in known):
             yield module.path, _sums(pair, gate.metric, _partners(b, a, place), [module])
     for place, module in enumerate(a.modules):
         if a.partner[place] is None and fnmatchcase(module.path, gate.pattern):
