@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from summarycb.details import facts
@@ -143,8 +143,8 @@ def part(figure: Figure, of: int) -> Figure:
     return Fraction(figure, of)
 
 
-def folded(edits: Sequence[Edit]) -> Iterator[Change]:
-    """A row for the same edit in several places, in the order of the first."""
+def folded(edits: Sequence[Edit], a: ModuleSummary, b: ModuleSummary) -> Iterator[Change]:
+    """A row for the same edit in several places of ``a`` and ``b``, in the order of the first."""
     groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
     for edit in edits:
         paths = [None if module is None else module.path for module in (edit.a, edit.b)]
@@ -152,11 +152,16 @@ def folded(edits: Sequence[Edit]) -> Iterator[Change]:
             # where a move is from one number to another, the numbers are what it is about
             paths = [path and numberless(path) for path in paths]
         groups[edit.kind, *paths, edit.details].append(edit)
+    alike = cache(lambda root: Counter([numberless(module.path) for module in root.walk()]))
     for same in groups.values():
-        alone = same[0].kind in ("added", "removed")
-        path = pattern([edit.path for edit in same], ranges=alone)
-        before = pattern([edit.a.path for edit in same if edit.a is not None])
-        yield Change(path, before if same[0].kind in _FROM else None, tuple(same))
+        before = [edit.a.path for edit in same if edit.a is not None]
+        after = [edit.b.path for edit in same if edit.b is not None]
+        if before and after:
+            whole = any(alike(root)[numberless(paths[0])] == len(same) for root, paths in ((a, before), (b, after)))
+        else:  # what is new beside ``h.*`` is not told in the same words
+            whole = sum([alike(root)[numberless(same[0].path)] for root in (a, b)]) == len(same)
+        path = pattern(after or before, whole)
+        yield Change(path, pattern(before, whole) if same[0].kind in _FROM else None, tuple(same))
 
 
 _MODULES = re.compile(r" \(\d+ modules\)$")
@@ -174,15 +179,27 @@ def numberless(path: str) -> str:
     return _NUMBER.sub("*", path)
 
 
-def pattern(paths: Sequence[str], *, ranges: bool = False) -> str:
-    """The path of all, with ``*`` where they differ; with ``ranges`` as ``h.2-3``, where numbers follow each other.
+def pattern(paths: Sequence[str], whole: bool) -> str:
+    """The path of all: where they differ ``*``, or the numbers, as ``h.2-3`` and ``h.0, 4``, if others fit that, too.
 
-    So what is new beside ``h.*`` is not told in the same words.
+    ``whole`` is whether none does.
     """
     parts = [list(dict.fromkeys(names)) for names in zip(*[path.split(".") for path in paths], strict=True)]
     several = [names for names in parts if len(names) > 1]
-    if ranges and len(several) == 1 and all(map(str.isdecimal, several[0])):
-        first, *_, last = sorted(map(int, several[0]))
-        if last - first + 1 == len(several[0]):
-            several[0][:] = [f"{first}-{last}"]
+    if not whole and len(several) == 1 and all(map(str.isdecimal, several[0])):
+        several[0][:] = [_numbers(sorted(map(int, several[0])))]
     return ".".join([names[0] if len(names) == 1 else "*" for names in parts])
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    said = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join([*said[:_MOST_RUNS], *["…"] * (len(said) > _MOST_RUNS)])
+
+
+_MOST_RUNS = 3

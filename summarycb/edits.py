@@ -31,7 +31,8 @@ def changes(
     rows = outside_row(a.outside), outside_row(b.outside)
     if a.outside != b.outside or _is_divided(rows[1], scales):
         found.append(Edit("figures", *rows, rows[1].type_name, rows[:1], rows[1:]))
-    return tuple(folded([replace(edit, scales=scales) for edit in found] if scales else found))
+    found = [replace(edit, scales=scales) for edit in found] if scales else found
+    return tuple(folded(found, a.root, b.root))
 
 
 def _is_divided(module: ModuleSummary, scales: Scales) -> bool:

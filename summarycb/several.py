@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from summarycb.changes import Change, Edit, numberless, of_one, pattern, total
@@ -42,9 +42,11 @@ class _Line:
         self.paths += other.paths
         self.edits += other.edits
 
-    def row(self) -> Row:
-        """As it is shown."""
-        path = pattern(self.paths) or "(root)"
+    def row(self, alike: Mapping[str, int]) -> Row:
+        """As it is shown; ``alike`` is how many modules of the first run have a path but for the numbers in it."""
+        before = 0 if self.mark == MARKS["added"] else len(self.paths)
+        whole = alike[numberless(self.paths[0])] == before
+        path = pattern(self.paths, whole) or "(root)"
         if not self.mark:
             cells = [ABSENT if cell is None else cell for cell in self.cells]
             return Row("", path, (), (self.what, *cells), len(self.paths))
@@ -72,7 +74,8 @@ def several(comparison: Comparison, shown: Shown) -> View:
         lines = sorted(_lines(comparison, asked), key=lambda line: line.place)
         if (sort := shown.sort) is not None:
             lines.sort(key=lambda line: line.size(sort), reverse=True)
-        rows = [line.row() for line in lines]
+        alike = Counter([numberless(module.path) for module in comparison.a.root.walk()])
+        rows = [line.row(alike) for line in lines]
     else:
         rows = list(_at_depth(asked, shown.depth))
     if shown.most is not None and len(rows) > shown.most:

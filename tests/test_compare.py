@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -469,6 +470,29 @@ def stack(**turned: str) -> ModelSummary:
 
     blocks = ModuleSummary("h", "h", "List", training=True, call_groups=(), children=(block(0), block(1)))
     return replace(SUMMARY, root=replace(ROOT, children=(blocks, FC)))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "path"),
+    [
+        ((0, 1, 2, 3, 4, 5, 6, 7), "*"),
+        ((0, 1), "0-1"),
+        ((0, 4), "0, 4"),
+        ((0, 1, 4, 5, 6), "0-1, 4-6"),
+        ((0, 2, 4, 6), "0, 2, 4, …"),
+    ],
+)
+def test_which_of_equal_blocks_changed_is_said(numbers: Sequence[int], path: str) -> None:
+    """A star stands for all that there are; of two of eight that were frozen it would not say which."""
+
+    def blocks(*frozen: int) -> ModelSummary:
+        each = [
+            replace(FC, path=f"h.{n}", name=str(n), parameters=(weight("weight", 3, 4, trainable=n not in frozen),))
+            for n in range(8)
+        ]
+        return replace(SUMMARY, root=replace(ROOT, children=(replace(NORM, path="h", name="h", children=tuple(each)),)))
+
+    assert [(row.path, row.details) for row in compare(blocks(), blocks(*numbers)).rows] == [(f"h.{path}", "frozen")]
 
 
 def test_what_turned_alike_throughout_a_subtree_is_one_row() -> None:

@@ -191,7 +191,7 @@ def test_of_several_runs_the_rows_that_differ_and_each_pair() -> None:
     table = page.all("section")[0].all("tbody")[0]
     told = {line.all("td")[0].text: [cell.text for cell in line.all("td")[1:]] for line in table.all("tr")}
     assert told["params"] == ["", "4,664", "5,064", "4,368"]  # 4,664 - 296
-    assert told["h.*.up ×12"] == ["out_features", "16", "20", "="]
+    assert told["h.0-11.up ×12"] == ["out_features", "16", "20", "="]
     assert "tokens" not in told
     assert [note.text for note in page.all("section")[0].all("li")] == list(runs.view().notes), "what = and - are"
     assert [row[3] for key in ("x0-", "x1-") for row in lines(page, key)[-1:]] == ["+400", "-296"]
