@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import TypeAlias
 
@@ -70,10 +71,18 @@ Spec: TypeAlias = TensorSpec | Nested | Opaque | tuple["Spec", ...] | None
 
 
 def spec_text(spec: Spec) -> str:
-    """A spec on one line: ``[2, 3]``, ``([2, 3], None)``, ``{logits: [2, 10]}``."""
-    if isinstance(spec, tuple):
-        return "(" + ", ".join(map(spec_text, spec)) + ("," if len(spec) == 1 else "") + ")"
-    return str(spec)
+    """A spec on one line: ``[2, 3]``, ``([2, 3], None)``, ``{logits: [2, 10]}``, ``([2, 3] ×12)``."""
+    if not isinstance(spec, tuple):
+        return str(spec)
+    said: list[str] = []
+    for text, same in groupby(map(spec_text, spec)):
+        times = len(list(same))
+        said += [text] * times if times < _MANY else [f"{text} ×{times}"]
+    return f"({', '.join(said)}{',' * (len(spec) == 1)})"
+
+
+_MANY = 3
+"""So many equal items beside each other are told once: the keys and values of each layer, the states of each step."""
 
 
 def sole(inputs: Spec) -> Spec:

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from summarycb.specs import Nested, Opaque, ParameterSpec
+from summarycb.specs import Nested, Opaque, ParameterSpec, Spec, spec_text
 from summarycb.tree import Amounts, ModuleSummary, Work, add
 from tests.literal import FC, HEAD, ROOT, SUMMARY, group, tensor
 
@@ -87,3 +87,19 @@ def test_two_nested_values_are_equal_with_their_type_and_order() -> None:
 def test_the_tree_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         FC.call_groups = ()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ((), "()"),
+        ((tensor(2, 3),), "([2, 3],)"),
+        ((tensor(2, 3), tensor(2, 3)), "([2, 3], [2, 3])"),
+        ((tensor(2, 3),) * 3, "([2, 3] ×3)"),
+        ((tensor(4), *[(tensor(2), None)] * 12, tensor(4), tensor(4)), "([4], ([2], None) ×12, [4], [4])"),
+        (Nested("Cache", (("layers", (tensor(2),) * 4),)), "{layers: ([2] ×4)}"),
+    ],
+)
+def test_what_is_there_often_is_told_once(spec: Spec, text: str) -> None:
+    """As the keys and values of each layer, which otherwise fill the screen."""
+    assert spec_text(spec) == text
