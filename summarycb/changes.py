@@ -145,21 +145,28 @@ def part(figure: Figure, of: int) -> Figure:
 
 def folded(edits: Sequence[Edit], a: ModuleSummary, b: ModuleSummary) -> Iterator[Change]:
     """A row for the same edit in several places of ``a`` and ``b``, in the order of the first."""
+    form = cache(numberless)  # most paths are in both
+
+    @cache  # by the side: a tree is hashed with all that is in it
+    def alike(side: int) -> Counter[str]:
+        return Counter([form(module.path) for module in (a, b)[side].walk()])
+
     groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
     for edit in edits:
         paths = [None if module is None else module.path for module in (edit.a, edit.b)]
         if edit.kind != "moved" or len({tuple(_NUMBER.findall(path or "")) for path in paths}) == 1:
             # where a move is from one number to another, the numbers are what it is about
-            paths = [path and numberless(path) for path in paths]
+            paths = [path and form(path) for path in paths]
         groups[edit.kind, *paths, edit.details].append(edit)
-    alike = cache(lambda root: Counter([numberless(module.path) for module in root.walk()]))
     for same in groups.values():
         before = [edit.a.path for edit in same if edit.a is not None]
         after = [edit.b.path for edit in same if edit.b is not None]
-        if before and after:
-            whole = any(alike(root)[numberless(paths[0])] == len(same) for root, paths in ((a, before), (b, after)))
+        if len(same) == 1:
+            whole = True
+        elif before and after:
+            whole = any(alike(side)[form(paths[0])] == len(same) for side, paths in enumerate((before, after)))
         else:  # what is new beside ``h.*`` is not told in the same words
-            whole = sum([alike(root)[numberless(same[0].path)] for root in (a, b)]) == len(same)
+            whole = sum([alike(side)[form(same[0].path)] for side in (0, 1)]) == len(same)
         path = pattern(after or before, whole)
         yield Change(path, pattern(before, whole) if same[0].kind in _FROM else None, tuple(same))
 

@@ -495,6 +495,26 @@ def test_which_of_equal_blocks_changed_is_said(numbers: Sequence[int], path: str
     assert [(row.path, row.details) for row in compare(blocks(), blocks(*numbers)).rows] == [(f"h.{path}", "frozen")]
 
 
+def test_modules_may_nest_deeper_than_python_calls() -> None:
+    """What is hashed, or asked for equality, with all that is in it, would be an error."""
+
+    def nested(trainable: bool) -> ModelSummary:
+        path = ".".join(["inner"] * 1_500)
+        inside = [replace(FC, path=f"{path}.{name}", name=name, parameters=FC.parameters[:1]) for name in "012"]
+        inside[1:] = [replace(one, parameters=(replace(one.parameters[0], trainable=trainable),)) for one in inside[1:]]
+        children = tuple(inside)
+        for _ in range(1_500):
+            children = (replace(NORM, path=path, name="inner", type_name="Shell", parameters=(), children=children),)
+            path = path.rpartition(".")[0]
+        return replace(SUMMARY, root=replace(ROOT, children=children))
+
+    comparison = compare(nested(True), nested(False))
+    (row,) = comparison.rows
+    assert (row.path[-9:], row.times, row.details) == ("inner.1-2", 2, "frozen")
+    for write in (comparison.to_text, comparison.to_html, comparison.to_json):
+        assert "inner.1-2" in write()
+
+
 def test_what_turned_alike_throughout_a_subtree_is_one_row() -> None:
     base = stack()
     # the block, and the two in it
