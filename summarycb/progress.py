@@ -83,7 +83,8 @@ class Progress:
         if not self._over and self._ended_without_an_optimizer(calls):
             self._over = True
             self._collectors.note(
-                "optimizer", "no torch optimizer stepped before the next forward: its state is unknown"
+                "optimizer",
+                "no torch optimizer stepped before the next forward: its state is unknown, gradients are what was left",
             )
         return self._over
 

@@ -22,7 +22,7 @@ def expand(reference: str | Path) -> list[str]:
     """The references to one summary each that ``reference`` stands for, newest first; what is of one stays as it is.
 
     Of several are a folder or pattern (``runs/*.json``) of files, a page that compares them, and what a tracker finds,
-    as in ``mlflow:experiments/<name>``. In a folder or pattern such a page is passed over, and so are flame graphs:
+    as in ``mlflow:experiments/<name>``. In a folder or pattern comparisons are passed over, and so are flame graphs:
     what they are of is mostly there, too. Raises :class:`SummaryError` where there is none.
     """
     if not isinstance(reference, (str, Path)) or not reference:  # an empty one would be this very folder
@@ -56,19 +56,25 @@ def _in_file(name: str) -> list[str]:
 
 
 def _count(path: Path) -> int:
-    """How many summaries a page holds; 1 of another file, and of what cannot be read, which who reads it is told."""
-    if path.suffix.lower() not in PAGES or not path.is_file() or path.stat().st_size > MAX_BYTES:
+    """How many summaries a file holds: a comparison's JSON 0, and 1 what cannot be read, which its reader says."""
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return 1
     try:
-        return embed.count(path.read_text("utf-8", errors="replace"))
+        if path.suffix.lower() in PAGES:
+            return embed.count(path.read_text("utf-8", errors="replace"))
+        with path.open("rb") as file:
+            return 0 if file.read(len(_COMPARISON)) == _COMPARISON else 1
     except OSError:
         return 1
+
+
+_COMPARISON = b'{"comparison_version"'
 
 
 def _newest_first(names: Sequence[str]) -> list[str]:
     flames = FORMATS["speedscope"]
     stored = [name for name in names if name.lower().endswith(SUFFIXES) and not name.lower().endswith(flames)]
-    files = [file for file in map(Path, stored) if file.is_file() and _count(file) < 2]
+    files = [file for file in map(Path, stored) if file.is_file() and _count(file) == 1]
     return [str(file) for file in sorted(files, key=lambda file: (-file.stat().st_mtime_ns, str(file)))]
 
 

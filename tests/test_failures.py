@@ -633,7 +633,7 @@ def test_an_optimizers_step_that_raised_is_over() -> None:
             optimizer.step((lambda: fail(torch.zeros(()))) if turn == 0 else None)  # type: ignore[arg-type]
     assert (hook.summary.forward_macs, hook.summary.backward_macs) == (2 * 3 * 4, 2 * 3 * 4)
     assert [note.text for note in hook.summary.notes] == [
-        "no torch optimizer stepped before the next forward: its state is unknown"
+        "no torch optimizer stepped before the next forward: its state is unknown, gradients are what was left"
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from summarycb import SummaryError, load, references
+from summarycb import SummaryError, compare, load, references
 from summarycb.cli import main
 from summarycb.references import expand
 from summarycb.report import Report
@@ -47,6 +47,7 @@ def test_files(folder: Path) -> None:
     assert expand(a) == [a]
     assert expand(f"{folder}/none.json") == [f"{folder}/none.json"]
     SUMMARY.save(folder / "a.speedscope.json")  # a flame graph, beside what it is of
+    compare(a, b).save(folder / "ab.json")
     assert [expand(folder), expand(f"{folder}/*.json")] == [[a, b, c], [a, c]]
     os.rename(a, folder / "[a].json")
     assert expand(str(folder / "[a].json")) == [str(folder / "[a].json")]

@@ -314,7 +314,7 @@ def test_a_skipped_step_is_a_step_of_its_own() -> None:
     assert hook.summary.forward_macs == 4 * 3 * 2
     assert hook.summary.memory.optimizer_state is None
     assert [note.text for note in hook.summary.notes if note.kind == "optimizer"] == [
-        "no torch optimizer stepped before the next forward: its state is unknown",
+        "no torch optimizer stepped before the next forward: its state is unknown, gradients are what was left",
         "an optimizer did not step, as in gradient accumulation: its state is unknown",
     ]
     assert left_behind(model) == NOTHING

@@ -58,7 +58,7 @@ def test_a_gradient_scaler_that_skips_a_step() -> None:
     assert summary.memory.gradients == 0  # taken away before the next forward
     assert summary.memory.optimizer_state is None
     assert [note.text for note in summary.notes] == [
-        "no torch optimizer stepped before the next forward: its state is unknown"
+        "no torch optimizer stepped before the next forward: its state is unknown, gradients are what was left"
     ]
 
 
