@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -93,7 +93,7 @@ class Change:
     """A row: the same edit in one place or in several, whose paths differ in numbers alone.
 
     ``path`` is where it is now, or was, ``before`` where it was, when that is another path; numbers in which the places
-    differ are ``*``: ``transformer.h.*.mlp.c_fc``.
+    differ are ``*``, ``transformer.h.*.mlp.c_fc``, or ranges, ``transformer.h.2-3.mlp.c_fc``: see :func:`pattern`.
     """
 
     path: str
@@ -146,11 +146,7 @@ def part(figure: Figure, of: int) -> Figure:
 def folded(edits: Sequence[Edit], a: ModuleSummary, b: ModuleSummary) -> Iterator[Change]:
     """A row for the same edit in several places of ``a`` and ``b``, in the order of the first."""
     form = cache(numberless)  # most paths are in both
-
-    @cache  # by the side: a tree is hashed with all that is in it
-    def alike(side: int) -> Counter[str]:
-        return Counter([form(module.path) for module in (a, b)[side].walk()])
-
+    alike = fitting(a, form), fitting(b, form)
     groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
     for edit in edits:
         paths = [None if module is None else module.path for module in (edit.a, edit.b)]
@@ -164,9 +160,9 @@ def folded(edits: Sequence[Edit], a: ModuleSummary, b: ModuleSummary) -> Iterato
         if len(same) == 1:
             whole = True
         elif before and after:
-            whole = any(alike(side)[form(paths[0])] == len(same) for side, paths in enumerate((before, after)))
+            whole = any(fit(paths) == len(same) for fit, paths in zip(alike, (before, after), strict=True))
         else:  # what is new beside ``h.*`` is not told in the same words
-            whole = sum([alike(side)[form(same[0].path)] for side in (0, 1)]) == len(same)
+            whole = sum([fit(after or before) for fit in alike]) == len(same)
         path = pattern(after or before, whole)
         yield Change(path, pattern(before, whole) if same[0].kind in _FROM else None, tuple(same))
 
@@ -186,14 +182,48 @@ def numberless(path: str) -> str:
     return _NUMBER.sub("*", path)
 
 
+def fitting(root: ModuleSummary, form: Callable[[str], str]) -> Callable[[Sequence[str]], int]:
+    """A function of paths: how many modules of ``root`` have their path but for the numbers in which they differ.
+
+    ``form`` is :func:`numberless`, which the paths have in common.
+    """
+
+    @cache
+    def alike() -> Mapping[str, Sequence[str]]:
+        found = defaultdict(list)
+        for module in root.walk():
+            found[form(module.path)].append(module.path)
+        return found
+
+    @cache
+    def counted(of: str, places: tuple[int, ...]) -> Counter[tuple[str, ...]]:
+        return Counter([_at(path, places) for path in alike().get(of, ())])
+
+    def fit(paths: Sequence[str]) -> int:
+        of = form(paths[0])
+        found = alike().get(of, ())
+        if not found or (len(found) == len(paths) and set(found) == set(paths)):
+            return len(found)
+        columns = zip(*[path.split(".") for path in paths], strict=True)
+        fixed = tuple([place for place, names in enumerate(columns) if len(set(names)) == 1])
+        return counted(of, fixed)[_at(paths[0], fixed)]
+
+    return fit
+
+
+def _at(path: str, places: Sequence[int]) -> tuple[str, ...]:
+    names = path.split(".")
+    return tuple([names[place] for place in places])
+
+
 def pattern(paths: Sequence[str], whole: bool) -> str:
     """The path of all: where they differ ``*``, or the numbers, as ``h.2-3`` and ``h.0, 4``, if others fit that, too.
 
-    ``whole`` is whether none does.
+    ``whole`` is whether none does. Where more than one number differs it is always ``*``.
     """
     parts = [list(dict.fromkeys(names)) for names in zip(*[path.split(".") for path in paths], strict=True)]
     several = [names for names in parts if len(names) > 1]
-    if not whole and len(several) == 1 and all(map(str.isdecimal, several[0])):
+    if not whole and len(several) == 1 and all(map(_COUNTED.fullmatch, several[0])):
         several[0][:] = [_numbers(sorted(map(int, several[0])))]
     return ".".join([names[0] if len(names) == 1 else "*" for names in parts])
 
@@ -210,3 +240,5 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 _MOST_RUNS = 3
+_COUNTED = re.compile("0|[1-9][0-9]{0,8}")
+"""A number that is written as one counts: ``007`` is a name."""

@@ -242,13 +242,13 @@ _MOST_TEXT = 100
 def _apart(before: Spec, after: Spec, path: str = "") -> Iterator[str]:
     """What differs within two nestings."""
     a, b = _items(before), _items(after)
-    write = _typed if spec_text(before) == spec_text(after) else spec_text
-    one, other = (spec.type_name if isinstance(spec, Nested) else write(spec) for spec in (before, after))
-    if type(before) is not type(after) or not (a and b):
+    if type(before) is not type(after) or not (a or b):
+        write = _typed if spec_text(before) == spec_text(after) else spec_text
+        one, other = (spec.type_name if isinstance(spec, Nested) else write(spec) for spec in (before, after))
         yield f"{path} {one} → {other}".lstrip()
         return
-    if isinstance(before, Nested) and one != other:
-        yield f"{path} {one} → {other}".lstrip()
+    if isinstance(before, Nested) and isinstance(after, Nested) and before.type_name != after.type_name:
+        yield f"{path} {before.type_name} → {after.type_name}".lstrip()
     for name in a | b:
         there = f"{path}.{name}".lstrip(".")
         if name not in a or name not in b:

@@ -21,12 +21,12 @@ _LONGEST = 10.0
 
 @contextlib.contextmanager
 def native() -> Iterator[bool]:
-    """Around C++ that calls Python, in a daemon thread; gives False where it is too late to begin, the process ends.
+    """Around C++ that calls Python; gives False in a thread that is too late to begin: the process ends.
 
     The interpreter stops such a thread wherever it is, and within such code that kills the process by a signal.
     """
     with _native:
-        yield not _over
+        yield not _over or threading.current_thread() is threading.main_thread()
 
 
 def _forked() -> None:

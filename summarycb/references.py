@@ -61,7 +61,7 @@ def _count(path: Path) -> int:
         return 1
     try:
         if path.suffix.lower() in PAGES:
-            return embed.count(path.read_text("utf-8", errors="replace"))
+            return embed.count(path.read_text("utf-8", errors="replace")) or 1
         with path.open("rb") as file:
             return 0 if file.read(len(_COMPARISON)) == _COMPARISON else 1
     except OSError:

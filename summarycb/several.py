@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from summarycb.changes import Change, Edit, numberless, of_one, pattern, total
+from summarycb.changes import Change, Edit, fitting, numberless, of_one, pattern, total
 from summarycb.compare import Comparison
 from summarycb.compared import MARKS, SILENT, WORDS, Shown, at_level, chosen, headline_names, title, whole, writer
 from summarycb.details import settings, settings_text
@@ -42,10 +42,10 @@ class _Line:
         self.paths += other.paths
         self.edits += other.edits
 
-    def row(self, alike: Mapping[str, int]) -> Row:
-        """As it is shown; ``alike`` is how many modules of the first run have a path but for the numbers in it."""
+    def row(self, fit: Callable[[Sequence[str]], int]) -> Row:
+        """As it is shown; ``fit`` is :func:`summarycb.changes.fitting` of the first run."""
         before = 0 if self.mark == MARKS["added"] else len(self.paths)
-        whole = alike[numberless(self.paths[0])] == before
+        whole = fit(self.paths) == before
         path = pattern(self.paths, whole) or "(root)"
         if not self.mark:
             cells = [ABSENT if cell is None else cell for cell in self.cells]
@@ -74,8 +74,8 @@ def several(comparison: Comparison, shown: Shown) -> View:
         lines = sorted(_lines(comparison, asked), key=lambda line: line.place)
         if (sort := shown.sort) is not None:
             lines.sort(key=lambda line: line.size(sort), reverse=True)
-        alike = Counter([numberless(module.path) for module in comparison.a.root.walk()])
-        rows = [line.row(alike) for line in lines]
+        fit = fitting(comparison.a.root, numberless)
+        rows = [line.row(fit) for line in lines]
     else:
         rows = list(_at_depth(asked, shown.depth))
     if shown.most is not None and len(rows) > shown.most:
@@ -92,7 +92,7 @@ def several(comparison: Comparison, shown: Shown) -> View:
             *[Heading(number, "left", least=max(least, _LEAST_TEXT)) for number in numbers],
         ),
         rows=tuple(rows),
-        notes=tuple(_notes(pairs, shown)) if rows or shown.only else ("nothing changed",),
+        notes=tuple(_notes(pairs, shown)) if rows or any(pair.rows for pair in pairs) else ("nothing changed",),
     )
 
 

@@ -373,6 +373,7 @@ def test_of_long_inputs_what_differs_is_told() -> None:
         (Nested("Output", (*many[:7], ("state_7", None))), "output state_7 [2, 8, 32] → None"),
         (Nested("Output", (*many[:7], ("state_7", whole))), "output state_7 [2, 8, 32] → Output"),
         (None, "output Output → None"),
+        (Nested("Output", ()), "output without state_0, and others"),
     ):
         assert said(answering(whole), answering(other)) == [("shapes", "fc", details)]
     (turned,) = said(answering(whole), answering(Nested("Output", many[::-1])))
@@ -482,17 +483,25 @@ def stack(**turned: str) -> ModelSummary:
         ((0, 2, 4, 6), "0, 2, 4, …"),
     ],
 )
-def test_which_of_equal_blocks_changed_is_said(numbers: Sequence[int], path: str) -> None:
-    """A star stands for all that there are; of two of eight that were frozen it would not say which."""
+@pytest.mark.parametrize("name", ["{}", "{}.0", "0.{}.0"])
+def test_which_of_equal_blocks_changed_is_said(name: str, numbers: Sequence[int], path: str) -> None:
+    """A star stands for all that there are; of two of eight that were frozen it would not say which.
+
+    Others are there that differ in another number, as the layers of each block do.
+    """
 
     def blocks(*frozen: int) -> ModelSummary:
+        paths = [f"h.{name.format(n)}" for n in range(8)]
         each = [
-            replace(FC, path=f"h.{n}", name=str(n), parameters=(weight("weight", 3, 4, trainable=n not in frozen),))
-            for n in range(8)
+            replace(FC, path=path, name=path, parameters=(weight("weight", 3, 4, trainable=n not in frozen),))
+            for n, path in enumerate(paths)
         ]
+        each += [replace(FC, path=f"{path[:-1]}9", name=path) for path in paths if name != "{}"]
         return replace(SUMMARY, root=replace(ROOT, children=(replace(NORM, path="h", name="h", children=tuple(each)),)))
 
-    assert [(row.path, row.details) for row in compare(blocks(), blocks(*numbers)).rows] == [(f"h.{path}", "frozen")]
+    assert [(row.path, row.details) for row in compare(blocks(), blocks(*numbers)).rows] == [
+        (f"h.{name.format(path)}", "frozen")
+    ]
 
 
 def test_modules_may_nest_deeper_than_python_calls() -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 import summarycb
+from summarycb import exits
 from summarycb.errors import SummaryError, SummaryWarning
 from summarycb.publish import Publisher
 from summarycb.report import METRICS, PREFIX, Report, structure
@@ -390,6 +391,23 @@ drawing.wait(60)
     )
     assert done.returncode == 0, done.stderr
     assert "no answer within 0 s" in done.stderr
+
+
+def test_as_the_process_ends_the_main_thread_alone_may_still_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user's own exit handler asks for is there."""
+    may: list[bool] = []
+
+    def ask() -> None:
+        with exits.native() as allowed:
+            may.append(allowed)
+
+    for over in (False, True):
+        monkeypatch.setattr(exits, "_over", over)
+        ask()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert may == [True, True, True, False]
 
 
 def test_a_forked_process_leaves_to_its_parent_what_that_is_writing(tmp_path: Path) -> None:

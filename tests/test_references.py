@@ -48,7 +48,9 @@ def test_files(folder: Path) -> None:
     assert expand(f"{folder}/none.json") == [f"{folder}/none.json"]
     SUMMARY.save(folder / "a.speedscope.json")  # a flame graph, beside what it is of
     compare(a, b).save(folder / "ab.json")
-    assert [expand(folder), expand(f"{folder}/*.json")] == [[a, b, c], [a, c]]
+    (folder / "cut.html").write_text(Path(b).read_text()[:500])  # it is told of when it is read
+    os.utime(folder / "cut.html", (1, 1))
+    assert [expand(folder), expand(f"{folder}/*.json")] == [[a, b, c, str(folder / "cut.html")], [a, c]]
     os.rename(a, folder / "[a].json")
     assert expand(str(folder / "[a].json")) == [str(folder / "[a].json")]
 

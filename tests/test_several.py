@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from summarycb import Comparison
 from summarycb.compared import Shown
 from summarycb.render.terminal import to_text
 from tests.edited import made
+from tests.literal import FC, ROOT, SUMMARY, tensor
 
 
 def runs(*names: str) -> Comparison:
@@ -111,6 +114,16 @@ def test_what_is_asked_for_of_several_runs() -> None:
 def test_nothing_is_told_of_runs_that_are_the_same(names: tuple[str, ...]) -> None:
     view = runs(*names).view()
     assert (view.rows, view.notes) == ((), ("nothing changed",))
+
+
+def test_what_did_the_same_on_other_shapes_is_not_nothing() -> None:
+    flat, nested = (
+        replace(SUMMARY, root=replace(ROOT, children=(replace(FC, call_groups=(calls,)), *ROOT.children[1:])))
+        for calls in [replace(FC.call_groups[0], inputs=(tensor(*shape),)) for shape in ((4, 4), (2, 2, 4))]
+    )
+    view = Comparison((flat, nested, flat), ("1", "2", "3")).view()
+    assert view.rows == ()
+    assert [note.partition(" are ")[0] for note in view.notes] == ["rows that"]
 
 
 def test_a_sample_is_said() -> None:
